@@ -1,0 +1,131 @@
+"""The commands: parse, link, dispatch. Commands that need neither torch nor lightning do not import them."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.errors import BadInput
+from cdm_lightning.parser import Parser, new_parser
+
+USAGE = """usage: python -m cdm_lightning COMMAND [options]
+
+Compartmentalized diffusion models: one compartment per data owner, composed at sampling time.
+
+commands:
+  fit       train the backbone on public if there is none, then fit every source into the store
+  shards    write the images of every source as WebDataset tars
+  sample    sample images from chosen sources of a store, with each image's credits
+  store     list what a store holds (store list), or show one compartment (store show SOURCE)
+
+`python -m cdm_lightning COMMAND --help` lists the options of a command.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input; a fault of ours raises."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    commands = {"fit": run_fit, "shards": run_shards, "sample": run_sample, "store": run_store}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise BadInput(f"unknown command '{arguments[0]}'{_command_hint(arguments[0], commands)}")
+        commands[arguments[0]](arguments[1:])
+    except BadInput as error:
+        print(f"cdm_lightning: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _command_hint(word: str, commands: dict[str, Callable[[list[str]], None]]) -> str:
+    from cdm_lightning.errors import did_you_mean
+
+    return did_you_mean(word, commands) or f": expected one of {', '.join(commands)}"
+
+
+def run_fit(arguments: list[str]) -> None:
+    """`fit`: see `cdm_lightning.fitting.fit`."""
+    from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
+    from cdm_lightning.fitting import fit
+
+    _silence_libraries()
+    parser = fit_parser()
+    config = parser.parse_args(arguments)
+    store = fit(ConfiguredRecipe(parser, config), Path(config.store), config.refit)
+    print(f"store: {store.path} ({len(store.sources())} compartments); TensorBoard: {store.runs}")
+
+
+def run_shards(arguments: list[str]) -> None:
+    """`shards`: see `datamodules.writer.write_shards`."""
+    from datamodules.command import shards_parser, write_from
+
+    write_from(shards_parser().parse_args(arguments))
+
+
+def run_sample(arguments: list[str]) -> None:
+    """`sample`: see `cdm_lightning.generation.generate`."""
+    parser = sample_parser()
+    config = parser.parse_args(arguments)
+    from cdm_lightning.generation import Settings, generate
+
+    settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
+    report = generate(Path(config.store), config.sources, settings, Path(config.out))
+    print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
+    _write_json(config.json, report)
+
+
+def sample_parser() -> Parser:
+    """Return the parser of `sample`."""
+    from cdm_lightning.generation import Settings
+
+    parser = new_parser("sample", "Sample images from chosen sources of a store, with each image's credits.")
+    parser.add_argument("--store", type=str, required=True, help="the store")
+    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
+    parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+def run_store(arguments: list[str]) -> None:
+    """`store list` and `store show SOURCE`."""
+    from cdm_lightning import store_commands
+    from cdm_lightning.store import Store
+
+    action = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    parser = new_parser(f"store {action}".strip(), "List what a store holds, or show one compartment.")
+    parser.add_argument("--store", type=str, required=True, help="the store")
+    parser.add_argument("--json", type=str | None, default=None, help="also write the data to this file")
+    if action == "show":
+        parser.add_argument("source", type=str, help="the compartment to show")
+    if action not in ("list", "show"):
+        if not {"-h", "--help"} & set(arguments):
+            raise BadInput("store needs an action: `store list` or `store show SOURCE`")
+        action = "list"
+        arguments = ["list", *arguments]
+    config = parser.parse_args(arguments[1:])
+    store = Store.open(Path(config.store))
+    if action == "list":
+        print(store_commands.listing(store))
+        _write_json(config.json, store_commands.listing_data(store))
+    else:
+        print(store_commands.details(store, config.source))
+        _write_json(config.json, store_commands.details_data(store, config.source))
+
+
+def _write_json(path: str | None, data: Any) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+def _silence_libraries() -> None:
+    """Keep Lightning's remarks on hardware, workers and its own products out of the output."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)

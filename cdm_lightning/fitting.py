@@ -1,0 +1,274 @@
+"""Fit: the backbone on `public` if the store has none, then each source from its own data alone, one after another."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.compartments import Compartment
+from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
+from cdm_lightning.drafts import Drafts, PseudoSources
+from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.images import from_uint8
+from cdm_lightning.module import CompartmentalizedDiffusion, Phase
+from cdm_lightning.packing import (
+    pack_backbone,
+    pack_compartment,
+    unpack_backbone,
+    unpack_compartment,
+)
+from cdm_lightning.public import Public, fit_public
+from cdm_lightning.seeding import stable_hash
+from cdm_lightning.store import Card, Store, model_card
+
+FEW_IMAGES = 20
+VALIDATION_IMAGES = 64
+PUBLIC = "public"
+PINNED = ("backbone", "guide", "image_shape", "rank", "sigma_switch")
+log = logging.getLogger(__name__)
+
+
+class SourceData(Protocol):
+    """What a fit asks of the data; `datamodules.ShardDataModule` is ours."""
+
+    def prepare(self) -> None: ...
+    def available_sources(self) -> list[str]: ...
+    def chosen_sources(self) -> list[str]: ...
+    def has_public(self) -> bool: ...
+    def verify(self, source: str) -> Any: ...
+    def data_sha256(self, source: str) -> str: ...
+    def class_counts(self, source: str) -> dict[str, int]: ...
+    def images(self, source: str, part: Literal["train", "heldout"]) -> tuple[list[str], Tensor, list[str]]: ...
+    def open(self, source: str) -> None: ...
+
+
+class Recipe(Protocol):
+    """Makes fresh objects from a configuration, so that no phase inherits anything from another.
+
+    Attributes:
+        max_steps: training steps of each source.
+        training: the settings beside the module's own that change what is trained.
+    """
+
+    max_steps: int
+    training: dict[str, str | int | float | bool | None]
+
+    def module(self) -> CompartmentalizedDiffusion: ...
+    def data(self) -> Any: ...
+    def trainer(self, phase: Phase, folder: Path, max_steps: int) -> Trainer: ...
+    def save_config(self, phase: Phase, folder: Path) -> None: ...
+
+
+def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
+    """Fit what is missing or changed, and return the store; a phase that is up to date is skipped.
+
+    Args:
+        recipe: makes module, data and trainer of each phase.
+        store_path: the store, made if it is not there.
+        refit: fit the chosen sources again even if nothing changed.
+
+    Raises:
+        BadInput: data, store or configuration cannot be used; the store stays as it was.
+    """
+    data = recipe.data()
+    data.prepare()
+    sources = data.chosen_sources()
+    Store.create(store_path)
+    store = Store(store_path)
+    check_data(data, sources, needs_public=not store.has_backbone())
+    if store.has_backbone():
+        check_backbone(store, recipe.module(), data)
+    new_backbone = int(not store.has_backbone())
+    total = len(sources) + new_backbone
+    if new_backbone:
+        fit_backbone(recipe, store, Phase("backbone", PUBLIC, 1, total))
+    for position, source in enumerate(sources, start=1 + new_backbone):
+        phase = Phase("source", source, position, total)
+        if fit_source(recipe, store, phase, refit):
+            validate_composed(recipe, store, Phase("composed", source, position, total))
+    return store
+
+
+def check_data(data: SourceData, sources: list[str], needs_public: bool) -> None:
+    """Check every manifest and that no source is empty, before anything is trained.
+
+    Raises:
+        BadInput: a shard differs from its manifest, a source is empty, or `public` is needed and not there.
+    """
+    if needs_public and not data.has_public():
+        raise BadInput(
+            "no public source: the backbone is trained on images that nobody owns; name their classes with "
+            "data.public_classes, set data.public_fraction, or add a folder 'public' beside the sources"
+        )
+    for source in ([PUBLIC] if needs_public else []) + sources:
+        data.verify(source)
+        if not data.class_counts(source):
+            raise BadInput(f"source '{source}' has no training image left: add images, or leave it out of data.sources")
+
+
+def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: SourceData) -> None:
+    """Check that the store's backbone is the one that the configuration describes.
+
+    Raises:
+        StoreError: it differs, or `public` has changed since.
+    """
+    stored = store.read_backbone()[1]
+    for key, expected in backbone_settings(module, store.info.image_shape).items():
+        if key in PINNED and stored[key] != expected:
+            raise StoreError(
+                f"the store {store.path} holds another backbone: its {key} is {stored[key]}, the configuration says "
+                f"{expected}; use the store's, or another --store"
+            )
+    if data.has_public() and data.data_sha256(PUBLIC) != store.info.public_data_sha256:
+        raise StoreError(
+            f"public has changed since the backbone in {store.path} was trained on it: restore it, or fit another "
+            "--store"
+        )
+
+
+def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return what the store notes of a backbone."""
+    kind, settings = type(module.backbone), module.hparams
+    return {
+        "backbone": {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": module.backbone.init_args},
+        "image_shape": list(image_shape),
+        "steps": settings["backbone_steps"],
+        **{key: settings[key] for key in ("guide", "rank", "sigma_switch", "seed", "learning_rate", "ema_decay")},
+    }
+
+
+def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
+    """Fit all that depends on `public` alone, and store it."""
+    module, data = recipe.module(), recipe.data()
+    settings = module.hparams
+    keys, images, labels = data.images(PUBLIC, "train")
+    with told(phase, f"closed forms of {len(keys)} public images"):
+        pseudo = PseudoSources.cut(from_uint8(images), keys, labels, settings["seed"])
+        public, drafts = fit_public(
+            pseudo, seed=settings["seed"], rank=settings["rank"], sigma_switch=settings["sigma_switch"]
+        )
+    module.begin_backbone(phase, public, drafts)
+    with told(phase, f"{settings['backbone_steps']} training steps"):
+        train(recipe, module, data, store.runs / "backbone", settings["backbone_steps"])
+    channels, height, width = images.shape[1:]
+    shape = (channels, height, width)
+    store.write_backbone(
+        pack_backbone(module.backbone, public),
+        backbone_settings(module, shape) | recipe.training | {"torch": torch.__version__},
+        image_shape=shape,
+        sigma_range=(SIGMA_MIN, SIGMA_MAX),
+        public_sha256=data.data_sha256(PUBLIC),
+    )
+
+
+def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
+    """Fit one source's compartment and store it; return whether there was anything to do."""
+    module, data = recipe.module(), recipe.data()
+    card = card_of(module, data, store, phase.source, recipe)
+    if not refit and phase.source in store.sources() and store.read_card(phase.source).inputs() == card.inputs():
+        log.info("%s: up to date, skipped", phase.title)
+        return False
+    if card.n < FEW_IMAGES:
+        log.warning("%s: only %d images; a closed form of so few may reveal them", phase.title, card.n)
+    backbone, public = unpack_backbone(*store.read_backbone())
+    keys, images, _ = data.images(phase.source, "train")
+    x_0 = from_uint8(images)
+    with told(phase, f"closed form of {len(keys)} images"):
+        seed = stable_hash(card.seed, phase.source, "closed form")
+        closed_form = Gaussians.fit(
+            x_0, seed=seed, public=public.closed_form, strength=public.strength, rank=public.rank
+        )
+    compartment = Compartment(card.n, closed_form)
+    if card.steps:
+        module.backbone.load_state_dict(backbone.state_dict())
+        with told(phase, f"{card.steps} training steps"):
+            prompt_drafts = drafts_of_source(x_0, keys, public)
+            module.begin_source(phase, public, prompt_drafts)
+            train(recipe, module, data, store.runs / "sources" / phase.source, card.steps)
+        compartment = Compartment(card.n, closed_form, module.prompts.find(phase.source))
+    store.write_compartment(phase.source, pack_compartment(compartment), {}, card, model_card(card))
+    return True
+
+
+def card_of(
+    module: CompartmentalizedDiffusion, data: SourceData, store: Store, source: str, recipe: Recipe
+) -> Card:
+    """Return the card that a fit of this source will have: known before anything is fitted."""
+    settings, counts = module.hparams, data.class_counts(source)
+    trained = settings["compartment"] != "none"
+    names = ("tokens", "prompt_learning_rate", "ema_decay")
+    own = {"rank": settings["rank"]} | ({name: settings[name] for name in names} | recipe.training if trained else {})
+    return Card(
+        source=source,
+        n=sum(counts.values()),
+        class_counts=counts,
+        data_sha256=data.data_sha256(source),
+        seed=settings["seed"],
+        steps=recipe.max_steps if trained else 0,
+        compartment=settings["compartment"],
+        sigma_range=(SIGMA_MIN, min(settings["sigma_switch"], SIGMA_MAX)) if trained else None,
+        settings=own,
+        backbone_sha256=store.info.backbone_sha256,
+        image_shape=store.info.image_shape,
+        torch_version=torch.__version__,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def drafts_of_source(x_0: Tensor, keys: list[str], public: Public) -> Drafts:
+    """Return out-of-fold drafts of one source's own images: a prompt must not learn to trust drafts that saw them."""
+    pseudo = PseudoSources.whole(x_0, keys)
+    return Drafts.fit(pseudo, [public.closed_form], public.strength, public.rank, [max(pseudo.sizes())])
+
+
+def train(
+    recipe: Recipe, module: CompartmentalizedDiffusion, data: LightningDataModule, folder: Path, steps: int
+) -> None:
+    """Run one phase's own Trainer, from its start; check that it ran to its end and left the backbone alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    recipe.save_config(module.phase, folder)
+    data.open(module.phase.source)
+    before = tensors_sha256(module.backbone)
+    trainer = recipe.trainer(module.phase, folder, steps)
+    trainer.fit(module, datamodule=data)
+    if trainer.global_step != steps:
+        raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
+    if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
+        raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
+
+
+def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
+    """Validate the composed model of all finished sources on their held-out images."""
+    module, data = recipe.module(), recipe.data()
+    backbone, public = unpack_backbone(*store.read_backbone())
+    module.backbone.load_state_dict(backbone.state_dict())
+    compartments = {}
+    for source in store.sources():
+        tensors, _, card = store.read_compartment(source)
+        compartments[source] = unpack_compartment(tensors, card)
+    module.begin_composed(phase, public, compartments)
+    known = [source for source in compartments if source in data.available_sources()]
+    batches = [{"source": source, "image": data.images(source, "heldout")[1][:VALIDATION_IMAGES]} for source in known]
+    with told(phase, f"validated with {len(compartments)} sources"):
+        trainer = recipe.trainer(phase, store.runs / "composed", -1)
+        trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+
+
+@contextmanager
+def told(phase: Phase, what: str) -> Iterator[None]:
+    """Tell what was done, and how long it took."""
+    start = time.perf_counter()
+    yield
+    log.info("%s: %s, %.1f s", phase.title, what, time.perf_counter() - start)

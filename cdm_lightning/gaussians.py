@@ -1,0 +1,183 @@
+"""The closed form of a source: a mixture of low-rank Gaussians, whose noised density and denoiser need no network.
+
+Noise of level sigma adds sigma^2 I to every covariance, so log p(x; sigma) and E[x_0 | x] are closed forms
+(Wang and Vastola 2024, arXiv 2412.09726, for one Gaussian; here a mixture per source).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+IMAGES_PER_CLUSTER = 50
+MOST_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How many samples the normal-inverse-Wishart prior is worth: for a cluster's mean, and for its covariance."""
+
+    mean: float = 1.0
+    covariance: float = 30.0
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """A mixture of Gaussians with covariances basis diag(variance) basis^T + rest (I - basis basis^T).
+
+    Attributes:
+        log_share: [cluster], log of the share of the samples that each cluster holds.
+        mean: [cluster, dimension], in units of x_0.
+        basis: [cluster, dimension, rank], orthonormal columns.
+        variance: [cluster, rank], variance along each column, at least `rest`.
+        rest: [cluster], variance in every other direction.
+        shape: (channel, height, width) of an image.
+    """
+
+    log_share: Tensor
+    mean: Tensor
+    basis: Tensor
+    variance: Tensor
+    rest: Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def fit(
+        cls,
+        images: Tensor,
+        *,
+        seed: int,
+        public: "Gaussians | None" = None,
+        strength: Strength | None = None,
+        rank: int = 64,
+    ) -> "Gaussians":
+        """Fit clamp(n // 50, 1, 10) clusters by k-means and a Gaussian to each; float64 inside, one thread.
+
+        Args:
+            images: [n, channel, height, width] in [-1, 1], n >= 1; the result has their dtype.
+            seed: seeds k-means.
+            public: where given, each cluster is shrunk towards its nearest cluster by a normal-inverse-Wishart prior.
+            strength: of that prior, in samples.
+            rank: the number of directions that a cluster keeps, at most.
+        """
+        flat = images.flatten(1).double()
+        cluster = cluster_of(flat, seed)
+        parts = []
+        for k in range(int(cluster.max()) + 1):
+            members = flat[cluster == k]
+            prior = None if public is None else public.nearest(members.mean(0))
+            parts.append(_fit_one(members, prior, strength or Strength(), min(rank, flat.shape[1] - 1)))
+        mean, basis, variance, rest = (torch.stack(column).to(images.dtype) for column in zip(*parts, strict=True))
+        log_share = (torch.bincount(cluster).double() / len(flat)).log().to(images.dtype)
+        return cls(log_share, mean, basis, variance, rest, tuple(images.shape[1:]))
+
+    def nearest(self, mean: Tensor) -> "Gaussians":
+        """Return the one cluster whose mean is nearest to `mean` [dimension]."""
+        k = int((self.mean.double() - mean).square().sum(1).argmin())
+        only = slice(k, k + 1)
+        return Gaussians(
+            torch.zeros_like(self.log_share[only]),
+            self.mean[only],
+            self.basis[only],
+            self.variance[only],
+            self.rest[only],
+            self.shape,
+        )
+
+    def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return log p(x; sigma) [batch], fully normalized, for x [batch, channel, height, width], sigma [batch]."""
+        return self.posterior(x, sigma)[0]
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[x_0 | x], shaped as x [batch, channel, height, width], for sigma [batch]."""
+        return self.posterior(x, sigma)[1]
+
+    def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x; sigma) [batch] and E[x_0 | x] (shaped as x), which share their projections."""
+        noise = sigma.square()[None, :, None]
+        signal, rest = self.variance[:, None, :], self.rest[:, None, None]
+        centred = x.flatten(1)[None] - self.mean[:, None]
+        along = torch.bmm(centred, self.basis)
+        log_joint = self.log_share[:, None] + _log_normal(centred, along, signal + noise, rest + noise)
+        gain, gain_rest = signal / (signal + noise), rest / (rest + noise)
+        denoised = gain_rest * centred + torch.bmm((gain - gain_rest) * along, self.basis.mT) + self.mean[:, None]
+        share = log_joint.softmax(0)[..., None]
+        return log_joint.logsumexp(0), (share * denoised).sum(0).reshape(x.shape)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Gaussians":
+        """Return the same mixture on another device, or in another dtype."""
+        moved = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}
+        return Gaussians.from_tensors(moved, self.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is stored, by name."""
+        names = ("log_share", "mean", "basis", "variance", "rest")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int, int]) -> "Gaussians":
+        """Return the mixture that `tensors` came from."""
+        return cls(**{name: tensors[name] for name in ("log_share", "mean", "basis", "variance", "rest")}, shape=shape)
+
+
+def cluster_of(flat: Tensor, seed: int) -> Tensor:
+    """Return the k-means cluster [n] of each row of `flat` [n, dimension]; one thread, so sums have one order."""
+    clusters = min(max(len(flat) // IMAGES_PER_CLUSTER, 1), MOST_CLUSTERS)
+    if clusters == 1:
+        return torch.zeros(len(flat), dtype=torch.long)
+    with threadpool_limits(1):
+        means = KMeans(clusters, n_init=1, max_iter=50, random_state=seed % 2**32)
+        labels = means.fit_predict(flat.numpy().astype(np.float32))
+    return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
+
+
+def _log_normal(centred: Tensor, along: Tensor, variance: Tensor, rest: Tensor) -> Tensor:
+    """Return the log density [cluster, batch] of rows that lie `centred` [cluster, batch, dimension] off the mean."""
+    dimension, rank = centred.shape[2], along.shape[2]
+    outside = centred.square().sum(2) - along.square().sum(2)
+    square = (along.square() / variance).sum(2) + outside.clamp_min(0) / rest[..., 0]
+    log_determinant = variance.log().sum(2) + (dimension - rank) * rest[..., 0].log()
+    return -0.5 * (square + log_determinant + dimension * math.log(2 * math.pi))
+
+
+def _fit_one(
+    members: Tensor, prior: Gaussians | None, strength: Strength, rank: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean, basis, variance, rest of one Gaussian: maximum likelihood, or the posterior mode under `prior`."""
+    n, centre = len(members), members.mean(0)
+    if prior is None:
+        return (centre, *_low_rank((members - centre) / math.sqrt(n), 0.0, rank))
+    mean, basis, variance, rest = (
+        tensor[0].double() for tensor in (prior.mean, prior.basis, prior.variance, prior.rest)
+    )
+    total = strength.covariance + n
+    offset = (centre - mean) * math.sqrt(strength.mean * n / (strength.mean + n))
+    spread = basis.T * (strength.covariance * (variance - rest)).clamp_min(0).sqrt()[:, None]
+    factor = torch.cat([members - centre, offset[None], spread]) / math.sqrt(total)
+    shrunk = (strength.mean * mean + n * centre) / (strength.mean + n)
+    return (shrunk, *_low_rank(factor, float(rest) * strength.covariance / total, rank))
+
+
+def _low_rank(factor: Tensor, floor: float, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split factor^T factor + floor I, factor [row, dimension], into its first `rank` eigenvectors and the rest."""
+    rows, dimension = factor.shape
+    trace = factor.square().sum()
+    if rows < dimension:
+        values, left = torch.linalg.eigh(factor @ factor.T)
+        kept = min(rank, rows)
+        values = values.flip(0)[:kept].clamp_min(0)
+        vectors = torch.linalg.qr(factor.T @ left.flip(1)[:, :kept])[0]
+    else:
+        values, right = torch.linalg.eigh(factor.T @ factor)
+        kept = rank
+        values, vectors = values.flip(0)[:kept].clamp_min(0), right.flip(1)[:, :kept]
+    rest = (trace - values.sum()).clamp_min(0) / (dimension - kept)
+    missing = rank - kept
+    basis = torch.cat([vectors, torch.zeros(dimension, missing, dtype=factor.dtype)], 1)
+    variance = torch.cat([values, rest.expand(missing)])
+    return basis, variance + floor, rest + floor

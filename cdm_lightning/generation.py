@@ -1,0 +1,194 @@
+"""Sampling images from a store: pictures, a grid, and each image's credits."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.attribution import credits_of
+from cdm_lightning.composition import ComposedDenoiser, Strategy, Trajectory
+from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
+from cdm_lightning.errors import BadInput
+from cdm_lightning.images import encode_png, to_uint8
+from cdm_lightning.packing import open_compartments
+from cdm_lightning.sampling import Churn, karras_sigmas, sample
+from cdm_lightning.seeding import image_generators, normal
+from cdm_lightning.store import Store
+
+CHANNEL_NAMES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are sampled.
+
+    Args:
+        n: number of images.
+        seed: the noise of image k is a function of (seed, k) alone.
+        strategy: how sources are composed: `routed`, `assign`, `draft`, `posterior` or `uniform`.
+        sampler: the sampler.
+        steps: sampler steps, at least 2.
+        churn: noise added and removed again along the way (Karras et al. 2022, S_churn); 0 is deterministic.
+        sigma_switch: above this noise level every denoiser is a closed form; by default the store's own.
+        batch_size: images sampled at a time.
+        device: where to compute.
+    """
+
+    n: int = 64
+    seed: int = 0
+    strategy: Strategy = "routed"
+    sampler: Literal["heun"] = "heun"
+    steps: int = 18
+    churn: float = 0.0
+    sigma_switch: float | None = None
+    batch_size: int = 64
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("steps", 2), ("batch_size", 1), ("churn", 0)):
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sampled images and what is known of them.
+
+    Attributes:
+        images: x_0 [batch, channel, height, width], not clipped.
+        drawn: the source that each image followed, if the strategy draws one.
+        trajectory: (sigma, w [source, batch]) at the start of every step.
+    """
+
+    images: Tensor
+    drawn: list[str] | None
+    trajectory: list[tuple[float, Tensor]]
+
+
+def sample_batch(
+    composed: ComposedDenoiser, shape: tuple[int, int, int], indices: range, settings: Settings, floor: float
+) -> Batch:
+    """Sample the images `indices` of one run.
+
+    Args:
+        composed: the composed denoiser.
+        shape: (channel, height, width).
+        indices: k of each image; its noise and its draw depend on (seed, k) alone.
+        settings: sampler, steps, seed.
+        floor: weights at noise levels below it are those at the floor, and are not noted again.
+    """
+    trajectory: Trajectory = composed.start(settings.seed, indices)
+    noise = normal((len(indices), *shape), image_generators(settings.seed, indices, "noise"), settings.device)
+    course: list[tuple[float, Tensor]] = []
+
+    def on_step(x: Tensor, sigma: Tensor) -> None:
+        trajectory.on_step(x, sigma)
+        course.append((float(sigma[0]), composed.weights(x, sigma)))
+
+    with torch.inference_mode():
+        images = sample(
+            trajectory,
+            noise,
+            karras_sigmas(settings.steps, SIGMA_MIN, SIGMA_MAX, through=composed.sigma_switch),
+            generator=image_generators(settings.seed, indices, "churn"),
+            on_step=on_step,
+            churn=Churn(settings.churn),
+        )
+    drawn = None if trajectory.drawn is None else [composed.sources[i] for i in trajectory.drawn.tolist()]
+    return Batch(images, drawn, course)
+
+
+def generate(store_path: Path, sources: Literal["all"] | list[str], settings: Settings, out: Path) -> dict[str, Any]:
+    """Sample into the folder `out`: 00000.png, ..., grid.png and credits.json; return what credits.json holds.
+
+    Raises:
+        BadInput: the store, a source, or a setting cannot be used; `out` holds pictures of another run.
+    """
+    store = Store.open(store_path)
+    compartments = open_compartments(
+        store, sources, sigma_switch=settings.sigma_switch, device=settings.device
+    )
+    composed = ComposedDenoiser(
+        compartments,
+        compartments.evidence(),
+        compartments.prior(),
+        settings.strategy,
+        compartments.sigma_switch,
+    )
+    floor = compartments.public.calibration.floor
+    pictures, rows = [], []
+    for indices in batched(settings.n, settings.batch_size):
+        batch = sample_batch(composed, store.info.image_shape, indices, settings, floor)
+        images = to_uint8(batch.images)
+        pictures.append(images.cpu())
+        rows += [row for row in image_rows(composed, batch, indices, floor, settings.seed)]
+    report = {
+        "store": str(store_path),
+        "sources": composed.sources,
+        **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
+        "sigma_switch": _number(compartments.sigma_switch),
+        "network_evaluations_per_image": compartments.evaluations / settings.n,
+        "backbone_sha256": store.info.backbone_sha256,
+        "torch": torch.__version__,
+        "images": rows,
+    }
+    write_pictures(out, torch.cat(pictures), report)
+    return report
+
+
+def batched(n: int, size: int) -> Iterator[range]:
+    """Cut 0..n-1 into ranges of at most `size`."""
+    return (range(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def image_rows(
+    composed: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what credits.json says of each image."""
+    credit = credits_of(composed, batch.images.clamp(-1, 1), floor, seed)
+    for row, k in enumerate(indices):
+        course = [[sigma, _by_source(composed, weights[:, row])] for sigma, weights in batch.trajectory]
+        yield {
+            "file": f"{k:05d}.png",
+            "credits": _by_source(composed, credit[:, row]),
+            "drawn": None if batch.drawn is None else batch.drawn[row],
+            "trajectory": course,
+        }
+
+
+def _by_source(composed: ComposedDenoiser, weights: Tensor) -> dict[str, float]:
+    return {source: round(float(weight), 6) for source, weight in zip(composed.sources, weights, strict=True)}
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def write_pictures(out: Path, images: Tensor, report: dict[str, Any]) -> None:
+    """Write images, uint8 [n, channel, height, width], their grid and their credits; credits.json comes last."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
+    for k, image in enumerate(images):
+        (out / f"{k:05d}.png").write_bytes(encode_png(image))
+    (out / "grid.png").write_bytes(encode_png(grid(images)))
+    (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def grid(images: Tensor, gap: int = 2) -> Tensor:
+    """Lay images, uint8 [n, channel, height, width], out in a near-square grid on white; small ones are enlarged."""
+    scale = max(1, 64 // images.shape[-1])
+    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    n, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    for k, image in enumerate(images):
+        top, left = gap + (k // columns) * (height + gap), gap + (k % columns) * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,101 @@
+"""The ledger of a store: what was added, refitted or forgotten, each line chained to the line before by its hash."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from cdm_lightning.errors import StoreError
+
+Event: TypeAlias = Literal["added", "refitted", "forgotten"]
+START = "0" * 64  # what the first line names as the hash of the line before
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line. `before` and `after` are the sha256 of compartment.safetensors, None where there was or is none."""
+
+    event: Event
+    source: str
+    before: str | None
+    after: str | None
+    date: str  # UTC, ISO 8601, seconds
+    previous: str  # sha256 of the line before, without its line end
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, which is made if it is missing and stays."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def append(path: Path, event: Event, source: str, before: str | None, after: str | None) -> None:
+    """Append one line; the lock (`ledger.lock` beside the ledger) is held for the append only."""
+    with locked(path.with_name("ledger.lock")):
+        written = path.read_bytes() if path.exists() else b""
+        lines = written.splitlines()
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = Entry(event, source, before, after, date, previous=_sha256(lines[-1]) if lines else START)
+        line = json.dumps(asdict(entry), sort_keys=True).encode() + b"\n"
+        separator = b"\n" if written and not written.endswith(b"\n") else b""  # after a line that a full disk cut
+        _append_synced(path, separator + line)
+
+
+def read(path: Path) -> list[Entry]:
+    """Return the lines of a ledger, oldest first; none if there is no ledger.
+
+    Raises:
+        StoreError: a line is not an entry; names the line.
+    """
+    return [_parse(line, path, number) for number, line in _numbered(path)]
+
+
+def verify(path: Path) -> None:
+    """Check that each line carries the hash of the line before.
+
+    The chain shows a line that was changed, deleted or moved, save at its end: the last line is pinned by nothing.
+
+    Raises:
+        StoreError: names the first line that is not an entry or does not follow from the line before.
+    """
+    previous = START
+    for number, line in _numbered(path):
+        if _parse(line, path, number).previous != previous:
+            raise StoreError(
+                f"{path}, line {number}: the chain is broken, the lines up to it were changed, deleted or moved; "
+                "compare it with a copy"
+            )
+        previous = _sha256(line)
+
+
+def _numbered(path: Path) -> list[tuple[int, bytes]]:
+    return list(enumerate(path.read_bytes().splitlines(), start=1)) if path.exists() else []
+
+
+def _parse(line: bytes, path: Path, number: int) -> Entry:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Entry)}:
+        raise StoreError(f"{path}, line {number}: this is no entry of a ledger; compare it with a copy")
+    return Entry(**values)
+
+
+def _sha256(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _append_synced(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,111 @@
+"""Backbone and compartments as the tensors of a store, and back."""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.backbone import Backbone, freeze
+from cdm_lightning.compartments import Compartment, Compartments
+from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.prompts import Tokens
+from cdm_lightning.public import Public
+from cdm_lightning.store import Card, Store
+
+ALLOWED_PACKAGE = "cdm_lightning"
+
+
+def pack_backbone(backbone: Backbone, public: Public) -> dict[str, Tensor]:
+    """Return the tensors of `backbone.safetensors`."""
+    return _prefixed("network", backbone.state_dict()) | _prefixed("public", public.tensors())
+
+
+def unpack_backbone(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[Backbone, Public]:
+    """Return the frozen network and what was fitted on `public`.
+
+    Raises:
+        BadInput: the network's class is outside the allowed packages.
+    """
+    backbone = build_backbone(metadata["backbone"]["class_path"], metadata["backbone"]["init_args"])
+    backbone.load_state_dict(_stripped("network", tensors))
+    freeze(backbone)
+    channels, height, width = metadata["image_shape"]
+    return backbone, Public.from_tensors(_stripped("public", tensors), (channels, height, width))
+
+
+def build_backbone(class_path: str, init_args: Mapping[str, Any]) -> Backbone:
+    """Return a network of the class that a store names, with its own constructor arguments.
+
+    Raises:
+        BadInput: the class is no `Backbone`, or its package is neither ours nor named by `CDM_ALLOW`.
+    """
+    package, _, name = class_path.rpartition(".")
+    allowed = {ALLOWED_PACKAGE, *os.environ.get("CDM_ALLOW", "").split(",")}
+    if package.split(".")[0] not in allowed:
+        raise BadInput(
+            f"the store's backbone is of class '{class_path}', outside the allowed packages: if you trust it, set "
+            f"CDM_ALLOW={package.split('.')[0]}"
+        )
+    kind = getattr(importlib.import_module(package), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
+        raise BadInput(f"the store's backbone is of class '{class_path}', which is no cdm_lightning.backbone.Backbone")
+    return kind(**init_args)
+
+
+def pack_compartment(compartment: Compartment) -> dict[str, Tensor]:
+    """Return the tensors of `compartment.safetensors`."""
+    prompt = {} if compartment.prompt is None else _prefixed("prompt", compartment.prompt.state_dict())
+    return _prefixed("closed_form", compartment.closed_form.tensors()) | prompt
+
+
+def unpack_compartment(tensors: Mapping[str, Tensor], card: Card) -> Compartment:
+    """Return the compartment that `tensors` came from."""
+    prompt = _stripped("prompt", tensors)
+    closed_form = Gaussians.from_tensors(_stripped("closed_form", tensors), card.image_shape)
+    return Compartment(card.n, closed_form, Tokens.from_tensors(prompt).requires_grad_(False) if prompt else None)
+
+
+def open_compartments(
+    store: Store, sources: Literal["all"] | Sequence[str], *, sigma_switch: float | None, device: torch.device | str
+) -> Compartments:
+    """Open the backbone and the compartments asked for, and no other file.
+
+    Args:
+        store: where they lie.
+        sources: `all`, or names.
+        sigma_switch: the level above which denoisers are closed forms; by default the one that `public` was fitted for.
+        device: where to put them.
+
+    Raises:
+        BadInput: an unknown source, a damaged file, or a switch above the noise range of a prompt.
+    """
+    chosen = store.choose(sources if sources == "all" else list(sources))
+    tensors, metadata = store.read_backbone()
+    backbone, public = unpack_backbone({name: tensor.to(device) for name, tensor in tensors.items()}, metadata)
+    switch = public.sigma_switch if sigma_switch is None else sigma_switch
+    compartments = {source: _open_compartment(store, source, switch, device) for source in chosen}
+    guided = metadata["guide"] == "closed_form"
+    return Compartments(backbone.to(device), compartments, public, guided, switch)
+
+
+def _open_compartment(store: Store, source: str, sigma_switch: float, device: torch.device | str) -> Compartment:
+    tensors, _, card = store.read_compartment(source)
+    if card.sigma_range is not None and sigma_switch > card.sigma_range[1]:
+        raise StoreError(
+            f"sigma_switch {sigma_switch:g} is above the noise range of source '{source}', whose prompt was trained "
+            f"up to {card.sigma_range[1]:g}: choose a lower one, or fit the source again"
+        )
+    return unpack_compartment({name: tensor.to(device) for name, tensor in tensors.items()}, card)
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -1,0 +1,63 @@
+"""Command lines: configs that are found by their bare name, errors of one sentence with the nearest option."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from cdm_lightning.errors import did_you_mean
+
+PACKAGED_CONFIGS = Path(__file__).parent / "configs"
+ALLOWED_PACKAGES = ["cdm_lightning", "datamodules", "callbacks", "lightning.pytorch"]
+
+
+def config_folders() -> list[Path]:
+    """Return where a bare config name is looked for: here, `$CDM_CONFIG_PATH`, `configs/`, the installed package."""
+    named = os.environ.get("CDM_CONFIG_PATH")
+    return [Path("."), *([Path(named)] if named else []), Path("configs"), PACKAGED_CONFIGS]
+
+
+class FoundConfig(ActionConfigFile):
+    """`--config NAME`: a path, or a bare name that is found in `config_folders`."""
+
+    def __call__(
+        self, parser: ArgumentParser, cfg: Any, values: str, option_string: str | None = None
+    ) -> None:
+        """Apply the config that `values` names."""
+        found = next((folder / values for folder in config_folders() if (folder / values).is_file()), None)
+        if found is None and "\n" not in values and ":" not in values:
+            known = {path.name for folder in config_folders() for path in folder.glob("*.yaml")}
+            places = ", ".join(str(folder) for folder in config_folders())
+            parser.error(f"no config '{values}': looked in {places}{did_you_mean(values, known)}")
+        super().__call__(parser, cfg, str(found) if found else values, option_string)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence, with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and the option that may have been meant, and exit."""
+        text = re.sub(r"\s+", " ", message).strip()
+        known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
+        sys.stderr.write(f"{self.prog}: error: {text}{self._hint(text, known)}\n")
+        sys.exit(2)
+
+    def _hint(self, text: str, known: list[str]) -> str:
+        for word in re.findall(r"--([\w.]+)|ption '([\w.]+)'|key '([\w.]+)'", text):
+            name = next(part for part in word if part)
+            leaves = {option.rsplit(".", 1)[-1] for option in known}
+            if hint := did_you_mean(name, known) or did_you_mean(name.rsplit(".", 1)[-1], leaves):
+                return hint
+        return ""
+
+
+def new_parser(command: str, description: str) -> Parser:
+    """Return a parser for one command, with `--config` and `--print_config`; class paths outside ours are refused."""
+    extra = [name for name in os.environ.get("CDM_ALLOW", "").split(",") if name]
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES + extra)
+    parser = Parser(prog=f"cdm_lightning {command}", description=description)
+    parser.add_argument("-c", "--config", action=FoundConfig, help="a YAML file, or the bare name of one in configs/")
+    return parser

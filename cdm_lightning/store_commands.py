@@ -1,0 +1,73 @@
+"""What `store list` and `store show SOURCE` say, as text and as data; nothing is printed here."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.store import COMPARTMENT, Store, file_sha256
+
+COLUMNS = ("source", "n", "classes", "compartment", "steps", "bytes")
+
+
+def listing_data(store: Store) -> list[dict[str, Any]]:
+    """Return one row per source, in sorted order: the columns of `store list`."""
+    return [_row(store, source) for source in store.sources()]
+
+
+def listing(store: Store) -> str:
+    """Return the table of `store list`, or one sentence if the store is empty."""
+    rows = listing_data(store)
+    if not rows:
+        return f"{store.path} has no compartment yet: `fit` adds them"
+    return _table([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)])
+
+
+def details_data(store: Store, source: str) -> dict[str, Any]:
+    """Return the card of a source, the bytes of its folder and the sha256 of its tensors.
+
+    Raises:
+        UnknownSource: the store has no compartment of that source.
+        StoreError: the card is damaged, or the tensors are missing.
+    """
+    card = store.read_card(source)
+    folder = store.folder(source)
+    return asdict(card) | {"bytes": _bytes(folder), "sha256": file_sha256(folder / COMPARTMENT)}
+
+
+def details(store: Store, source: str) -> str:
+    """Return what `store show SOURCE` says: a line per entry of `details_data`, with `key.inner` for inner entries."""
+    return _table([(key, _said(value)) for key, value in _flat(details_data(store, source)).items()])
+
+
+def _row(store: Store, source: str) -> dict[str, Any]:
+    card = store.read_card(source)
+    own = {"classes": len(card.class_counts), "bytes": _bytes(store.folder(source))}
+    return {column: own[column] if column in own else getattr(card, column) for column in COLUMNS}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """Return inner entries as `key.inner`, sorted inside their key."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        inner = {f"{key}.{name}": value[name] for name in sorted(value)} if isinstance(value, dict) else {key: value}
+        flat.update(inner)
+    return flat
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "none"
+    return " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns to the left, two spaces apart, no spaces at the ends of lines."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,190 @@
+"""The manifest of a source: what its shards hold. It is the only guard against a cut or changed tar."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from cdm_lightning.errors import ShardError
+from datamodules.names import is_key
+from datamodules.splits import HELDOUT, TRAIN, Part
+
+MANIFEST = "manifest.json"
+AGAIN = "write the shards again"
+Entry = TypeVar("Entry", "ImageShape", "Shard", "Sample")
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Every image is uint8 [channels, size, size]."""
+
+    size: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: sha256 and length of the file, number of samples in it."""
+
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: sha256 of its PNG bytes, its class, and its part, `train` or `heldout`."""
+
+    sha256: str
+    label: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a source's shards; `shards` by file name, `samples` by key."""
+
+    source: str
+    licence: str
+    image: ImageShape
+    shards: dict[str, Shard]
+    samples: dict[str, Sample]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder`/manifest.json in one step; the same manifest gives the same bytes."""
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `folder`/manifest.json.
+
+    Raises:
+        ShardError: it is missing or not what `write_manifest` writes.
+    """
+    path = folder / MANIFEST
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} is missing: {AGAIN}") from error
+    except ValueError as error:
+        raise ShardError(f"{path} is no manifest ({error}): {AGAIN}") from error
+
+
+def _parse(value: object) -> Manifest:
+    names = {field.name for field in fields(Manifest)}
+    if not isinstance(value, dict) or set(value) != names:
+        raise ValueError(f"it must have {', '.join(sorted(names))}")
+    manifest = Manifest(
+        source=_text(value["source"], "source"),
+        licence=_text(value["licence"], "licence"),
+        image=_entry(ImageShape, value["image"], "image"),
+        shards=_entries(Shard, value["shards"], "shards"),
+        samples=_entries(Sample, value["samples"], "samples"),
+    )
+    _check_values(manifest)
+    return manifest
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a text")
+    return value
+
+
+def _entries(kind: type[Entry], value: object, where: str) -> dict[str, Entry]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a mapping")
+    return {name: _entry(kind, entry, f"{where}, {name}") for name, entry in value.items()}
+
+
+def _entry(kind: type[Entry], value: object, where: str) -> Entry:
+    types = {field.name: field.type for field in fields(kind)}
+    if not isinstance(value, dict) or {name: type(item) for name, item in value.items()} != types:
+        raise ValueError(f"{where} must have {', '.join(types)}, of the right types")
+    return kind(**value)
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Raise ValueError at a name that could lead out of the folder, an unknown part or a count that is off."""
+    for name in manifest.shards:
+        if not re.fullmatch(r"[0-9]{5,}\.tar", name):
+            raise ValueError(f"'{name}' cannot name a shard")
+    for key, sample in manifest.samples.items():
+        if not is_key(key) or sample.part not in (TRAIN, HELDOUT):
+            raise ValueError(f"sample '{key}' in part '{sample.part}'")
+    if sum(shard.samples for shard in manifest.shards.values()) != len(manifest.samples):
+        raise ValueError("its shards and its samples do not add up")
+
+
+def verify(folder: Path) -> Manifest:
+    """Return the manifest of a source's folder after comparing every shard with it.
+
+    Raises:
+        ShardError: a shard is missing, left over, cut or changed, or the manifest is another source's.
+    """
+    manifest = read_manifest(folder)
+    if manifest.source != folder.name:
+        raise ShardError(f"{folder / MANIFEST} is of source '{manifest.source}', not of '{folder.name}': {AGAIN}")
+    for name in _names_that_differ(folder, manifest):
+        raise ShardError(
+            f"source '{manifest.source}': {folder / name} is left over or missing, see {MANIFEST}: {AGAIN}"
+        )
+    for name, shard in manifest.shards.items():
+        _verify_shard(folder / name, shard, manifest.source)
+    return manifest
+
+
+def _names_that_differ(folder: Path, manifest: Manifest) -> Iterator[str]:
+    yield from sorted({path.name for path in folder.glob("*.tar")} ^ set(manifest.shards))
+
+
+def _verify_shard(path: Path, shard: Shard, source: str) -> None:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise ShardError(f"source '{source}': {path} has {size} bytes, not {shard.bytes} as in its manifest: {AGAIN}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != shard.sha256:
+        raise ShardError(
+            f"source '{source}': {path} has sha256 {digest}, not {shard.sha256} as in its manifest: {AGAIN}"
+        )
+
+
+def usable(manifest: Manifest, part: Part, exclude: AbstractSet[str]) -> dict[str, Sample]:
+    """Return the samples of a part that are used, by key in sorted order.
+
+    Excluded keys go first. Of equal contents the one with the smallest key stays, and what is in the training part is
+    left out of the held-out part.
+    """
+    train = _distinct(_part(manifest, TRAIN, exclude), frozenset())
+    if part == TRAIN:
+        return train
+    return _distinct(_part(manifest, part, exclude), {sample.sha256 for sample in train.values()})
+
+
+def _part(manifest: Manifest, part: Part, exclude: AbstractSet[str]) -> dict[str, Sample]:
+    return {key: sample for key, sample in manifest.samples.items() if sample.part == part and key not in exclude}
+
+
+def _distinct(samples: Mapping[str, Sample], seen: AbstractSet[str]) -> dict[str, Sample]:
+    contents = set(seen)
+    kept: dict[str, Sample] = {}
+    for key in sorted(samples):
+        if samples[key].sha256 not in contents:
+            contents.add(samples[key].sha256)
+            kept[key] = samples[key]
+    return kept
+
+
+def data_sha256(samples: Mapping[str, Sample]) -> str:
+    """Return the sha256 of the sorted lines `key sha256 label` of what is used."""
+    lines = [f"{key} {sample.sha256} {sample.label}\n" for key, sample in sorted(samples.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

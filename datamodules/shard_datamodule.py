@@ -1,0 +1,238 @@
+"""The data of the sources for Lightning: shards that are written if they are missing, and one source at a time."""
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cdm_lightning.errors import BadInput, ShardError, UnknownSource
+from datamodules import manifest as manifests
+from datamodules.manifest import MANIFEST, ImageShape, Manifest, Sample
+from datamodules.names import PUBLIC, is_key
+from datamodules.plan import Plan, check_at_least
+from datamodules.splits import TRAIN, Part
+from datamodules.stages import Batch, check_complete, decode_batch, keep, whole_shard
+from datamodules.stream import Share, SourceStream
+from datamodules.writer import write_planned
+
+
+class ShardDataModule(lightning.LightningDataModule):
+    """Data of several sources as shards, `root/SOURCE/{manifest.json, NNNNN.tar}`.
+
+    Args:
+        root: folder of the shards; they are written there if there are none.
+        from_: where the images come from.
+        input: folder of the images (from folder), CSV file path,source,label (from list), or the folder where a
+            data set of torchvision lies or is downloaded to (data/torchvision unless given).
+        split: what makes a source: class, folder, list, or random:N for N random parts.
+        sources: the sources to use: all, a list of names, or names with commas between them.
+        public_classes: labels, or indices of classes, whose images make up the public source.
+        public_fraction: fraction of every class that goes to the public source.
+        heldout_fraction: fraction of every source that is held out from training.
+        shards_per_source: number of tars that the samples of a source are spread over.
+        exclude: file of keys, one a line, of samples that are not used.
+        image_size: height and width of the images in pixels.
+        channels: 1 for grey, 3 for colour.
+        batch_size: number of images in a batch.
+        num_workers: number of processes that decode images; 0 decodes in the main process.
+        seed: seed of the training order.
+
+    Raises:
+        BadInput: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/digits",
+        from_: Literal["cifar10", "fashion_mnist", "digits", "folder", "list"] = "digits",
+        input: str | None = None,
+        split: str = "class",
+        sources: str | list[str] = "all",
+        public_classes: list[str | int] | None = None,
+        public_fraction: float = 0.0,
+        heldout_fraction: float = 0.1,
+        shards_per_source: int = 4,
+        exclude: str | None = None,
+        image_size: int = 8,
+        channels: Literal[1, 3] = 1,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("num_workers", num_workers, 0)
+        self.plan = Plan(
+            from_,
+            input,
+            split,
+            image_size,
+            channels,
+            public_classes or [],
+            public_fraction,
+            heldout_fraction,
+            shards_per_source,
+        )
+        self.root = Path(root)
+        self.sources = sources
+        self.exclude = exclude
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.phase = ""
+
+    def prepare(self) -> None:
+        """Write the shards of all sources if `root` has none; shards that are there are left as they are.
+
+        Raises:
+            BadInput: the images cannot be used.
+        """
+        if not self._folders():
+            write_planned(self.root, self.plan)
+
+    def _folders(self) -> list[str]:
+        return sorted(path.parent.name for path in self.root.glob(f"*/{MANIFEST}"))
+
+    def available_sources(self) -> list[str]:
+        """Return the names of all sources below `root`, sorted, without `public`."""
+        return [name for name in self._folders() if name != PUBLIC]
+
+    def has_public(self) -> bool:
+        """Tell whether `root` has a `public` source."""
+        return PUBLIC in self._folders()
+
+    def chosen_sources(self) -> list[str]:
+        """Return the sources to use: in the order in which they were given, or all sorted.
+
+        Raises:
+            UnknownSource: one is not below `root`.
+        """
+        known = self.available_sources()
+        if self.sources == "all":
+            return known
+        chosen = self.sources.split(",") if isinstance(self.sources, str) else self.sources
+        for source in chosen:
+            if source not in known:
+                raise UnknownSource(source, known, str(self.root))
+        return list(dict.fromkeys(chosen))
+
+    def excluded_keys(self) -> frozenset[str]:
+        """Return the keys that the file `exclude` lists; none without such a file.
+
+        Raises:
+            BadInput: the file is missing, or a line is no key.
+        """
+        if self.exclude is None:
+            return frozenset()
+        path = Path(self.exclude)
+        if not path.is_file():
+            raise BadInput(f"exclude: '{path}' is no file; it must list keys, one a line")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        keys = frozenset(line.strip() for line in lines if line.strip())
+        for key in sorted(keys):
+            if not is_key(key):
+                raise BadInput(f"exclude: '{key}' in '{path}' is no key: keys have only letters, digits, _ and -")
+        return keys
+
+    def manifest(self, source: str) -> Manifest:
+        """Return what the manifest of a source, or of `public`, says.
+
+        Raises:
+            UnknownSource: there is no such source below `root`.
+            ShardError: the manifest is malformed.
+        """
+        return manifests.read_manifest(self._folder(source))
+
+    def _folder(self, source: str) -> Path:
+        if source not in self._folders():
+            raise UnknownSource(source, self._folders(), str(self.root))
+        return self.root / source
+
+    def verify(self, source: str) -> Manifest:
+        """Compare the shards of a source with its manifest, byte for byte, and its images with the settings.
+
+        Raises:
+            UnknownSource: there is no such source below `root`.
+            ShardError: they differ.
+        """
+        manifest = manifests.verify(self._folder(source))
+        self._check_shape(manifest)
+        return manifest
+
+    def _check_shape(self, manifest: Manifest) -> None:
+        asked = ImageShape(self.plan.image_size, self.plan.channels)
+        there = manifest.image
+        if there != asked:
+            raise ShardError(
+                f"source '{manifest.source}' in '{self.root}' has images of size {there.size} with {there.channels} "
+                f"channels, but the settings say size {asked.size} with {asked.channels} channels: set image_size and "
+                "channels to those of the shards, or write the shards again"
+            )
+
+    def used(self, source: str, part: Part) -> dict[str, Sample]:
+        """Return the samples of a part that are used, by key: not excluded, each content once."""
+        return manifests.usable(self.manifest(source), part, self.excluded_keys())
+
+    def data_sha256(self, source: str) -> str:
+        """Return the hash of the key, content and label of every training sample that is used."""
+        return manifests.data_sha256(self.used(source, TRAIN))
+
+    def class_counts(self, source: str) -> dict[str, int]:
+        """Return the number of used training samples of each class, sorted by class."""
+        return dict(sorted(Counter(sample.label for sample in self.used(source, TRAIN).values()).items()))
+
+    def images(self, source: str, part: Part) -> tuple[list[str], Tensor, list[str]]:
+        """Return keys (sorted), images (uint8 [n, channel, height, width]) and labels of the used samples of a part.
+
+        Raises:
+            UnknownSource: there is no such source below `root`.
+            ShardError: the shards are not what the manifest or the settings say.
+        """
+        manifest = self.verify(source)
+        used = manifests.usable(manifest, part, self.excluded_keys())
+        shards = (whole_shard(self.root / source / name, shard) for name, shard in manifest.shards.items())
+        samples = sorted(keep(chain.from_iterable(shards), used.keys()), key=lambda sample: sample.key)
+        check_complete(self.root / source, len(samples), len(used))
+        size, channels = self.plan.image_size, self.plan.channels
+        if not samples:
+            return [], torch.empty(0, channels, size, size, dtype=torch.uint8), []
+        batch = decode_batch(samples, size, channels)
+        return batch["key"], batch["image"], batch["label"]
+
+    def open(self, source: str) -> None:
+        """Make `source`, or `public`, the one that `train_dataloader` streams.
+
+        Raises:
+            UnknownSource: there is no such source below `root`.
+            ShardError: its shards are not what the manifest or the settings say.
+        """
+        self.verify(source)
+        self.phase = source
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the endless batches of the opened source: {key, image uint8 [batch, channel, height, width], label}.
+
+        Raises:
+            BadInput: it has no usable training sample.
+        """
+        assert self.phase, "open(source) comes before train_dataloader()"
+        used = self.used(self.phase, TRAIN)
+        if not used:
+            raise BadInput(f"source '{self.phase}' in '{self.root}' has no usable training sample")
+        stream = SourceStream(
+            self.root / self.phase,
+            self.manifest(self.phase),
+            used.keys(),
+            seed=self.seed,
+            batch_size=self.batch_size,
+            share=self._share(),
+        )
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def _share(self) -> Share:
+        return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share(0, 1)

@@ -1,0 +1,133 @@
+"""Write images as shards, DIR/SOURCE/{manifest.json, NNNNN.tar} of KEY.png and KEY.json; same input, same bytes."""
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from datamodules.encoding import Encoded, Sources, encode_sources
+from datamodules.manifest import ImageShape, Manifest, Shard, write_manifest
+from datamodules.origins import OriginName, read_origin
+from datamodules.overlap import drop_shared
+from datamodules.plan import Plan
+from datamodules.splits import shard_of
+
+
+def write_shards(
+    root: str | Path,
+    *,
+    from_: OriginName,
+    input: str | None,
+    split: str,
+    image_size: int,
+    channels: int,
+    public_classes: Sequence[str | int],
+    public_fraction: float,
+    heldout_fraction: float,
+    shards_per_source: int,
+    licence: str = "unknown",
+    drop_from_public: bool = False,
+) -> dict[str, int]:
+    """Write the shards of all sources below `root`, in one step; folders of other sources there are left alone.
+
+    Args:
+        root: the folder that gets one folder per source.
+        from_: where the images come from.
+        input: the folder or CSV file of the images, or where a downloaded data set lies.
+        split: what makes a source: class, folder, list or random:N.
+        image_size: height and width in pixels; images are cut to the centred square and resized.
+        channels: 1 (grey) or 3 (RGB).
+        public_classes: labels, or indices of classes, that go to `public`.
+        public_fraction: fraction of every class that goes to `public`.
+        heldout_fraction: fraction of every source that is held out from training.
+        shards_per_source: number of tars that a source's samples are spread over.
+        licence: licence of the images, for the manifest.
+        drop_from_public: an image that is in `public` and in a source leaves `public`, not the source.
+
+    Returns:
+        The number of samples of each source that was written, `public` among them.
+
+    Raises:
+        BadInput: a setting is out of range, or the images cannot be used.
+    """
+    plan = Plan(
+        from_,
+        input,
+        split,
+        image_size,
+        channels,
+        public_classes,
+        public_fraction,
+        heldout_fraction,
+        shards_per_source,
+        licence,
+        drop_from_public,
+    )
+    return write_planned(Path(root), plan)
+
+
+def write_planned(root: Path, plan: Plan) -> dict[str, int]:
+    """Write the shards of all sources as `plan` says (see `write_shards`)."""
+    sources = drop_shared(encode_sources(read_origin(plan.from_, plan.input), plan), plan.drop_from_public)
+    _publish(root, sources, plan)
+    return {source: len(samples) for source, samples in sorted(sources.items())}
+
+
+def _publish(root: Path, sources: Sources, plan: Plan) -> None:
+    """Write everything beside `root`, then move it there."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        staged = Path(temporary) / root.name
+        for source, samples in sources.items():
+            write_source(staged / source, samples, plan)
+        if root.is_dir() and any(root.iterdir()):
+            for source in sources:
+                _replace(staged / source, root / source, Path(temporary) / f"{source}.old")
+        else:
+            os.replace(staged, root)
+
+
+def _replace(new: Path, place: Path, old: Path) -> None:
+    """Move folder `new` to `place` unless it is there already, byte for byte; what was there goes to `old`."""
+    if place.exists():
+        if _bytes_of(place) == _bytes_of(new):
+            return
+        os.replace(place, old)
+    os.replace(new, place)
+
+
+def _bytes_of(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+def write_source(folder: Path, samples: Mapping[str, Encoded], plan: Plan) -> None:
+    """Write shards and manifest of the source that `folder` is named by; a shard without samples is not written."""
+    folder.mkdir(parents=True)
+    keys: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(samples):
+        keys[shard_of(key, plan.shards_per_source)].append(key)
+    shards = {name: _write_shard(folder / name, [(key, samples[key]) for key in keys[name]]) for name in sorted(keys)}
+    entries = {key: encoded.sample for key, encoded in samples.items()}
+    image = ImageShape(plan.image_size, plan.channels)
+    write_manifest(folder, Manifest(folder.name, plan.licence, image, shards, entries))
+
+
+def _write_shard(path: Path, samples: Sequence[tuple[str, Encoded]]) -> Shard:
+    data = _tar(member for key, encoded in samples for member in encoded.members(key))
+    path.write_bytes(data)
+    return Shard(hashlib.sha256(data).hexdigest(), len(data), len(samples))
+
+
+def _tar(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return a tar of the members, without times and users: the same members give the same bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o444
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,0 +1,113 @@
+"""The ledger. Oracle: the chain is recomputed here from the bytes of the file."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cdm_lightning import ledger
+from cdm_lightning.errors import StoreError
+
+Lines = list[bytes]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return a ledger of four lines."""
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, "added", "a", None, "1" * 64)
+    ledger.append(path, "added", "b", None, "2" * 64)
+    ledger.append(path, "refitted", "a", "1" * 64, "3" * 64)
+    ledger.append(path, "forgotten", "b", "2" * 64, None)
+    return path
+
+
+def changed(lines: Lines) -> Lines:
+    return [lines[0], lines[1].replace(b'"b"', b'"c"'), *lines[2:]]
+
+
+def deleted_first(lines: Lines) -> Lines:
+    return lines[1:]
+
+
+def deleted_inner(lines: Lines) -> Lines:
+    return [lines[0], *lines[2:]]
+
+
+def swapped(lines: Lines) -> Lines:
+    return [lines[0], lines[2], lines[1], lines[3]]
+
+
+def doubled(lines: Lines) -> Lines:
+    return [lines[0], lines[0], *lines[1:]]
+
+
+def test_entries_come_back(path: Path) -> None:
+    entries = ledger.read(path)
+    assert [(e.event, e.source, e.before, e.after) for e in entries] == [
+        ("added", "a", None, "1" * 64),
+        ("added", "b", None, "2" * 64),
+        ("refitted", "a", "1" * 64, "3" * 64),
+        ("forgotten", "b", "2" * 64, None),
+    ]
+    ledger.verify(path)
+
+
+def test_each_line_is_sorted_json_with_the_hash_of_the_line_before(path: Path) -> None:
+    lines = path.read_text().split("\n")[:-1]
+    expected = ["0" * 64, *(hashlib.sha256(line.encode()).hexdigest() for line in lines[:-1])]
+    assert [json.loads(line)["previous"] for line in lines] == expected
+    for line in lines:
+        assert list(json.loads(line)) == ["after", "before", "date", "event", "previous", "source"]
+
+
+def test_the_date_is_utc_in_seconds(path: Path) -> None:
+    date = datetime.fromisoformat(ledger.read(path)[-1].date)
+    assert date.utcoffset() == timedelta(0)
+    assert date.microsecond == 0
+    assert abs(datetime.now(UTC) - date) < timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "line"), [(changed, 3), (deleted_first, 1), (deleted_inner, 2), (swapped, 2), (doubled, 2)]
+)
+def test_verify_names_the_line_that_does_not_follow(path: Path, tamper: Callable[[Lines], Lines], line: int) -> None:
+    path.write_bytes(b"".join(tamper(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(StoreError, match=rf"ledger\.jsonl, line {line}: the chain is broken"):
+        ledger.verify(path)
+
+
+def test_a_line_that_was_cut_is_named_and_spoils_no_other(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+    ledger.append(path, "added", "c", None, "4" * 64)
+    assert len(path.read_bytes().splitlines()) == 5
+    with pytest.raises(StoreError, match=r"line 4: this is no entry of a ledger"):
+        ledger.verify(path)
+
+
+def test_a_line_with_other_keys_is_no_entry(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"event": "added"}\n')
+    with pytest.raises(StoreError, match=r"line 1: this is no entry of a ledger"):
+        ledger.read(tmp_path / "ledger.jsonl")
+
+
+def test_no_ledger_has_no_lines(tmp_path: Path) -> None:
+    assert ledger.read(tmp_path / "ledger.jsonl") == []
+    ledger.verify(tmp_path / "ledger.jsonl")
+
+
+def test_an_append_waits_for_the_lock(path: Path) -> None:
+    before = path.read_bytes()
+    writer = threading.Thread(target=ledger.append, args=(path, "added", "c", None, "4" * 64))
+    with ledger.locked(path.with_name("ledger.lock")):
+        writer.start()
+        writer.join(timeout=0.3)
+        assert writer.is_alive()
+        assert path.read_bytes() == before
+    writer.join(timeout=60)
+    assert ledger.read(path)[-1].source == "c"
+    ledger.verify(path)
