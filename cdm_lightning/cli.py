@@ -62,7 +62,7 @@ def run_fit(arguments: list[str]) -> None:
 
 def run_shards(arguments: list[str]) -> None:
     """`shards`: see `datamodules.writer.write_shards`."""
-    from datamodules.command import shards_parser, write_from
+    from cdm_lightning.shards_command import shards_parser, write_from
 
     write_from(shards_parser().parse_args(arguments))
 
@@ -127,5 +127,9 @@ def _silence_libraries() -> None:
     """Keep Lightning's remarks on hardware, workers and its own products out of the output."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*have no `val_dataloader`.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,5 +1,6 @@
 """Fit: the backbone on `public` if the store has none, then each source from its own data alone, one after another."""
 
+import json
 import logging
 import shutil
 import time
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.card import Card, model_card
 from cdm_lightning.compartments import Compartment
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.drafts import Drafts, PseudoSources
@@ -29,7 +31,7 @@ from cdm_lightning.packing import (
 )
 from cdm_lightning.public import Public, fit_public
 from cdm_lightning.seeding import stable_hash
-from cdm_lightning.store import Card, Store, model_card
+from cdm_lightning.store import Store
 
 FEW_IMAGES = 20
 VALIDATION_IMAGES = 64
@@ -152,13 +154,14 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     settings = module.hparams
     keys, images, labels = data.images(PUBLIC, "train")
-    with told(phase, f"closed forms of {len(keys)} public images"):
+    clock = Clock(phase)
+    with clock.part("closed_forms", f"closed forms of {len(keys)} public images"):
         pseudo = PseudoSources.cut(from_uint8(images), keys, labels, settings["seed"])
         public, drafts = fit_public(
             pseudo, seed=settings["seed"], rank=settings["rank"], sigma_switch=settings["sigma_switch"]
         )
     module.begin_backbone(phase, public, drafts)
-    with told(phase, f"{settings['backbone_steps']} training steps"):
+    with clock.part("training", f"{settings['backbone_steps']} training steps"):
         train(recipe, module, data, store.runs / "backbone", settings["backbone_steps"])
     channels, height, width = images.shape[1:]
     shape = (channels, height, width)
@@ -169,6 +172,7 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
         sigma_range=(SIGMA_MIN, SIGMA_MAX),
         public_sha256=data.data_sha256(PUBLIC),
     )
+    clock.save(store.runs / "backbone")
 
 
 def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
@@ -183,7 +187,8 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     backbone, public = unpack_backbone(*store.read_backbone())
     keys, images, _ = data.images(phase.source, "train")
     x_0 = from_uint8(images)
-    with told(phase, f"closed form of {len(keys)} images"):
+    clock = Clock(phase)
+    with clock.part("closed_form", f"closed form of {len(keys)} images"):
         seed = stable_hash(card.seed, phase.source, "closed form")
         closed_form = Gaussians.fit(
             x_0, seed=seed, public=public.closed_form, strength=public.strength, rank=public.rank
@@ -191,12 +196,13 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     compartment = Compartment(card.n, closed_form)
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())
-        with told(phase, f"{card.steps} training steps"):
+        with clock.part("training", f"{card.steps} training steps"):
             prompt_drafts = drafts_of_source(x_0, keys, public)
             module.begin_source(phase, public, prompt_drafts)
             train(recipe, module, data, store.runs / "sources" / phase.source, card.steps)
         compartment = Compartment(card.n, closed_form, module.prompts.find(phase.source))
     store.write_compartment(phase.source, pack_compartment(compartment), {}, card, model_card(card))
+    clock.save(store.runs / "sources" / phase.source)
     return True
 
 
@@ -261,14 +267,28 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module.begin_composed(phase, public, compartments)
     known = [source for source in compartments if source in data.available_sources()]
     batches = [{"source": source, "image": data.images(source, "heldout")[1][:VALIDATION_IMAGES]} for source in known]
-    with told(phase, f"validated with {len(compartments)} sources"):
+    with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
-@contextmanager
-def told(phase: Phase, what: str) -> Iterator[None]:
-    """Tell what was done, and how long it took."""
-    start = time.perf_counter()
-    yield
-    log.info("%s: %s, %.1f s", phase.title, what, time.perf_counter() - start)
+class Clock:
+    """Tells what a phase did and how long it took, and keeps the seconds."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        """Time one part of the phase; `what` is what people read."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        log.info("%s: %s, %.1f s", self.phase.title, what, self.seconds[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the seconds of every part into the phase's run folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {"seconds": self.seconds, "threads": torch.get_num_threads()}
+        (folder / "seconds.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
+from cdm_lightning.card import Card
 from cdm_lightning.compartments import Compartment, Compartments
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.prompts import Tokens
 from cdm_lightning.public import Public
-from cdm_lightning.store import Card, Store
+from cdm_lightning.store import Store
 
 ALLOWED_PACKAGE = "cdm_lightning"
 

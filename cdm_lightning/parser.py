@@ -58,6 +58,6 @@ def new_parser(command: str, description: str) -> Parser:
     """Return a parser for one command, with `--config` and `--print_config`; class paths outside ours are refused."""
     extra = [name for name in os.environ.get("CDM_ALLOW", "").split(",") if name]
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_PACKAGES + extra)
-    parser = Parser(prog=f"cdm_lightning {command}", description=description)
+    parser = Parser(prog=f"cdm_lightning {command}", description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=FoundConfig, help="a YAML file, or the bare name of one in configs/")
     return parser

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cdm_lightning.store import COMPARTMENT, Store, file_sha256
+from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.tensor_files import file_sha256
 
 COLUMNS = ("source", "n", "classes", "compartment", "steps", "bytes")
 

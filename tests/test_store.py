@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from cdm_lightning import ledger, store_commands
+from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
-from cdm_lightning.store import Card, Json, Store, file_sha256, model_card, read_tensors, write_tensors
+from cdm_lightning.store import Store
+from cdm_lightning.tensor_files import Json, file_sha256, read_tensors, write_tensors
 
 BACKBONE = {"weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "scale": torch.tensor(0.5)}
 METADATA: dict[str, Json] = {"kind": "closed_form", "levels": [0.1, 80.0], "inner": {"b": 1, "a": None}}
@@ -175,7 +177,7 @@ def test_tensors_of_any_layout_come_back(tmp_path: Path) -> None:
 WRITE = """
 import sys, torch
 from pathlib import Path
-from cdm_lightning.store import write_tensors
+from cdm_lightning.tensor_files import write_tensors
 names = sys.argv[2].split(",")
 tensors = {name: torch.arange(len(name) * 3.0) for name in names}
 write_tensors(Path(sys.argv[1]), tensors, {name: {"size": len(name)} for name in names})

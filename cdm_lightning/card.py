@@ -1,0 +1,89 @@
+"""The card of a compartment: what it was fitted on and how; for machines card.json, for people README.md."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cdm_lightning.tensor_files import JsonScalar, checked_fields, json_text, read_object
+
+ENVIRONMENT = ("torch_version", "cpu_capability", "threads")  # on a card, but no reason to fit again
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a compartment was fitted on and how, from its own source alone: no other source, path, date or host."""
+
+    source: str
+    n: int  # distinct training samples
+    class_counts: dict[str, int]
+    data_sha256: str
+    seed: int
+    steps: int
+    compartment: str  # what was trained: none or tokens
+    sigma_range: tuple[float, float] | None  # the noise levels the prompt was trained on; None without a prompt
+    settings: dict[str, JsonScalar]
+    backbone_sha256: str
+    image_shape: tuple[int, int, int]  # channel, height, width
+    torch_version: str
+    cpu_capability: str
+    threads: int
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what decides whether a compartment is up to date: all but the environment it was fitted in."""
+        return {key: value for key, value in asdict(self).items() if key not in ENVIRONMENT}
+
+    def to_json(self) -> str:
+        """Return the text of card.json: sorted keys, so equal cards are equal bytes."""
+        return json_text(asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a card.json.
+
+        Raises:
+            StoreError: the file is missing or no JSON object, or a key is missing or unknown.
+        """
+        return cls(**checked_fields(read_object(path), cls, path))
+
+
+def model_card(card: Card) -> str:
+    """Return the README.md of a compartment for people: a function of the card alone."""
+    return f"""# Compartment `{card.source}`
+
+One compartment of a compartmentalized diffusion model: what was learned from the data of the source
+`{card.source}`, and from no other source. It works with the backbone `{card.backbone_sha256[:12]}` only.
+
+## Data
+{card.n} distinct training images of shape {"x".join(str(side) for side in card.image_shape)} (channel, height, width).
+
+| class | images |
+|---|---|
+{_rows(card.class_counts)}
+
+## How it was made
+A closed form (Gaussians per cluster) was fitted. {_training(card)} Seed {card.seed}.
+
+| setting | value |
+|---|---|
+{_rows(card.settings)}
+
+## Forgetting it
+Delete this folder. Nothing else in the store depends on this source's data: the backbone and the other compartments
+are what they would be if it had never been there.
+
+## Privacy
+Statistics are not anonymous: a cluster of a few images is nearly those images. Without differential privacy a
+compartment may reveal the images it was made from. Treat this folder as you treat the images.
+"""
+
+
+def _training(card: Card) -> str:
+    if card.sigma_range is None:
+        return "No prompt was trained."
+    low, high = card.sigma_range
+    return f"A prompt ({card.compartment}) was trained for {card.steps} steps on noise levels {low:g} to {high:g}."
+
+
+def _rows(values: Mapping[str, JsonScalar]) -> str:
+    return "\n".join(f"| {key} | {values[key]} |" for key in sorted(values))

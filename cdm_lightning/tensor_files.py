@@ -1,0 +1,179 @@
+"""The files of a store: tensors with metadata, and JSON; checked when they are read, written as a whole or not."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cdm_lightning.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+JsonScalar: TypeAlias = str | int | float | bool | None
+Json: TypeAlias = "JsonScalar | Sequence[Json] | Mapping[str, Json]"
+
+FIT_AGAIN = "restore it from a copy or fit it again"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Json]) -> None:
+    """Write tensors of any shape and type with metadata, as a whole or not; equal content gives equal bytes."""
+    write_atomic(path, pack(tensors, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Return the tensors (on the CPU) and the metadata that `write_tensors` wrote.
+
+    Raises:
+        StoreError: the file is missing, or a byte of it changed.
+    """
+    return unpack(read_bytes(path), path)
+
+
+def pack(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Json]) -> bytes:
+    """Return a safetensors file. Its one metadata key holds sorted JSON, since several would come in random order."""
+    import torch
+    from safetensors.torch import save
+
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    envelope = {"metadata": metadata, "sha256": _content_sha256(save(own), metadata)}
+    return save(own, metadata={"cdm": _compact(envelope)})
+
+
+def unpack(data: bytes, path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Return tensors and metadata of the bytes that `pack` made; `path` is where they lie.
+
+    Raises:
+        StoreError: a byte of them changed.
+    """
+    from safetensors.torch import load
+
+    try:
+        envelope = json.loads(_split(data)[0]["__metadata__"]["cdm"])
+        intact = envelope["sha256"] == _content_sha256(data, envelope["metadata"])
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise StoreError(f"{path} is damaged, or not a file of a store: {FIT_AGAIN}")
+    return load(data), envelope["metadata"]
+
+
+def _split(data: bytes) -> tuple[Any, bytes]:
+    """Split a safetensors file into its header (JSON) and its body."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def _content_sha256(data: bytes, metadata: Mapping[str, Json]) -> str:
+    """Return the sha256 of all that a safetensors file says: names, types, shapes, metadata and numbers."""
+    header, body = _split(data)
+    header.pop("__metadata__", None)
+    return hashlib.sha256(_compact([header, metadata]).encode() + body).hexdigest()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file: sorted keys, so equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, indent=2) + "\n"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        StoreError: the file is missing, or holds none.
+    """
+    try:
+        values = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}): {FIT_AGAIN}") from error
+    if not isinstance(values, dict):
+        raise StoreError(f"{path} is damaged (expected a JSON object): {FIT_AGAIN}")
+    return values
+
+
+def checked_fields(values: dict[str, Any], kind: type[Any], path: Path) -> dict[str, Any]:
+    """Return the values of a dataclass, lists as tuples.
+
+    Raises:
+        StoreError: their keys are not the fields of `kind`; `path` is where they lie.
+    """
+    expected = {field.name for field in fields(kind)}
+    for what, keys in (("lacks", expected - set(values)), ("has unknown", set(values) - expected)):
+        if keys:
+            raise StoreError(f"{path} {what} key '{min(keys)}': {FIT_AGAIN}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        StoreError: it is missing.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path} is missing: {FIT_AGAIN}")
+    return path.read_bytes()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file as a whole or not."""
+    new = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        _write_synced(new, data)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make or replace a folder, as a whole or not; no other process may write it at the same time."""
+    new, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
+    mend_folder(folder)
+    try:
+        new.mkdir(parents=True)
+        for name, data in files.items():
+            _write_synced(new / name, data)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    finally:
+        mend_folder(folder)
+
+
+def mend_folder(folder: Path) -> None:
+    """Undo or finish a `replace_folder` that was cut short.
+
+    A new folder beside an old one means that it was cut between its two renames: the old one comes back. Without the
+    new folder the exchange was done, and what is left of the old one is deleted.
+    """
+    old, new = (sorted(folder.parent.glob(f".{folder.name}.{kind}-*")) for kind in ("old", "tmp"))
+    if old and new and not folder.exists():
+        os.rename(old.pop(), folder)
+    for left in old + new:
+        shutil.rmtree(left)
+
+
+def names_to_mend(parent: Path) -> list[str]:
+    """Return the names of the folders in `parent` whose replacement was cut after the old one was moved away."""
+    return sorted({folder.name.split(".")[1] for folder in parent.glob(".*.old-*")})
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
