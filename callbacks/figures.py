@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,6 +25,13 @@ def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
+    """Give a figure to every TensorBoard logger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(tag, figure, step)
 
 
 def matrix(values: Tensor, names: Sequence[str], title: str) -> Figure:

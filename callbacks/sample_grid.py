@@ -3,9 +3,10 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.figures import image_rows
+from callbacks.figures import image_rows, log_figure
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, sample_batch
+from cdm_lightning.module import CompartmentalizedDiffusion
 
 IMAGES = 8
 
@@ -22,19 +23,18 @@ class SampleGrid(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figure; its step is the number of sources."""
+        assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed = pl_module.composed()
         rows = {"composed": self._samples(composed, pl_module)}
         for source in composed.sources:
             rows[source] = self._samples(_alone(composed, source), pl_module)
         figure = image_rows(rows, f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column")
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_figure"):
-                logger.experiment.add_figure("samples", figure, len(composed.sources))
+        log_figure(trainer, "samples", figure, len(composed.sources))
 
-    def _samples(self, composed: ComposedDenoiser, module: LightningModule) -> Tensor:
+    def _samples(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> Tensor:
         settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
         shape = module.public.closed_form.shape
-        return sample_batch(composed, shape, range(IMAGES), settings, module.public.calibration.floor).images
+        return sample_batch(composed, shape, range(IMAGES), settings).images
 
 
 def _alone(composed: ComposedDenoiser, source: str) -> ComposedDenoiser:

@@ -43,5 +43,3 @@ def cross_entropy(weights: Sequence[Tensor]) -> float:
 def is_informative(loss: float, sources: int) -> bool:
     """Return whether a held-out cross-entropy is below that of knowing nothing, ln N."""
     return loss < math.log(sources)
-
-

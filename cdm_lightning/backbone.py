@@ -115,10 +115,12 @@ class UViT(Backbone):
             skips.append(tokens)
         tokens = _with_prompt(self.mid_block, tokens, prompt, len(skips))
         for layer, block in enumerate(self.out_blocks, start=len(skips) + 1):
+            assert isinstance(block, SkipBlock)
             tokens = block.skip_linear(torch.cat([tokens, skips.pop()], dim=-1))
             tokens = _with_prompt(block, tokens, prompt, layer)
         patches = self.decoder_pred(self.norm(tokens[:, 1:]))
-        return self.final_layer(_unpatchify(patches, self.channels, self.patch_size))
+        output: Tensor = self.final_layer(_unpatchify(patches, self.channels, self.patch_size))
+        return output
 
 
 class SkipBlock(Block):
@@ -151,7 +153,7 @@ def freeze(backbone: nn.Module) -> None:
             )
     backbone.eval()
     backbone.requires_grad_(False)
-    backbone.train = lambda mode=True: backbone  # type: ignore[method-assign, assignment]
+    backbone.train = lambda mode=True: backbone  # type: ignore[method-assign]
 
 
 def tensors_sha256(module: nn.Module) -> str:

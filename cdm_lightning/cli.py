@@ -4,11 +4,11 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cdm_lightning.errors import BadInput
+from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.parser import Parser, new_parser
 
 USAGE = """usage: python -m cdm_lightning COMMAND [options]
@@ -42,9 +42,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _command_hint(word: str, commands: dict[str, Callable[[list[str]], None]]) -> str:
-    from cdm_lightning.errors import did_you_mean
-
+def _command_hint(word: str, commands: Iterable[str]) -> str:
     return did_you_mean(word, commands) or f": expected one of {', '.join(commands)}"
 
 

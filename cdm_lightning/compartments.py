@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdm_lightning.denoiser import Network, edm_denoise, guided_denoise, per_image
+from cdm_lightning.denoiser import Network, edm_denoise, guided_denoise, per_image, single
 from cdm_lightning.evidence import GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.prompts import Tokens
@@ -27,9 +27,14 @@ class Compartment:
     closed_form: Gaussians
     prompt: Tokens | None = None
 
+    def to(self, device: torch.device | str) -> "Compartment":
+        """Return the same compartment on another device."""
+        prompt = None if self.prompt is None else self.prompt.to(device)
+        return Compartment(self.n, self.closed_form.to(device), prompt)
+
 
 class Compartments(Mapping[str, "SourceDenoiser"]):
-    """The denoisers D_i by source: the closed form above `sigma_switch`, the network at and below it.
+    """The denoisers D_i by source: the closed form at and above `sigma_switch`, the network below it.
 
     Args:
         network: the frozen backbone.
@@ -51,7 +56,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         sigma_switch: float,
     ) -> None:
         self.network, self.compartments, self.public = network, dict(compartments), public
-        self.guided, self.sigma_switch = guided, sigma_switch
+        self.guided, self.sigma_switch = guided, single(sigma_switch)
         self.evaluations = 0
 
     def __getitem__(self, source: str) -> "SourceDenoiser":
@@ -78,7 +83,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     def rows(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
         """Return D_source(x; sigma) row by row: x [row, ...], sigma [row], source [row] (index in order)."""
         denoised = torch.empty_like(x)
-        above = sigma > self.sigma_switch
+        above = sigma >= self.sigma_switch
         denoised[above] = self.drafts(x[above], sigma[above], source[above])
         tokens = torch.where(above, -1, self._numbers(self._token_count, source))
         for count in tokens[~above].unique().tolist():
@@ -120,7 +125,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         for weight, compartment in zip(weights, self.compartments.values(), strict=True):
             draft = draft + per_image(weight, x) * compartment.closed_form.denoise(x, sigma)
             square = square + weight * self.public.error.at(sigma, torch.full_like(sigma, compartment.n)).square()
-        if float(sigma[0]) > self.sigma_switch:
+        if float(sigma[0]) >= self.sigma_switch:
             return draft
         self.evaluations += len(x)
         return guided_denoise(self.network, x, sigma, draft, square.sqrt())

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from cdm_lightning.denoiser import per_image
+from cdm_lightning.denoiser import per_image, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import Evidence
 from cdm_lightning.seeding import image_generators
@@ -84,13 +84,14 @@ class ComposedDenoiser:
             raise BadInput(f"unknown strategy '{strategy}': expected one of {names}{did_you_mean(strategy, names)}")
         if strategy == "draft" and not (isinstance(denoisers, DraftDenoiser) and denoisers.can_finish):
             raise BadInput(
-                "strategy 'draft' needs a guided backbone and compartments without a prompt; choose 'routed' or 'assign'"
+                "strategy 'draft' needs a guided backbone and compartments without a prompt; "
+                "choose 'routed' or 'assign'"
             )
         self.denoisers, self.evidence = denoisers, evidence
         self.sources = list(denoisers)
         shares = torch.tensor([prior[source] for source in self.sources], dtype=torch.float64)
         self.prior = shares / shares.sum()
-        self.strategy, self.sigma_switch = strategy, sigma_switch
+        self.strategy, self.sigma_switch = strategy, single(sigma_switch)
 
     def weights(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the posterior w_i(x; sigma) [source, batch], in the order of `sources`."""

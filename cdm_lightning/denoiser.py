@@ -26,6 +26,11 @@ def per_image(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def single(sigma: float) -> float:
+    """Return a noise level as float32 holds it, so that a switch compares equal to the level of a grid it is put in."""
+    return float(torch.tensor(sigma, dtype=torch.float32))
+
+
 def network_time(sigma: Tensor) -> Tensor:
     """Map ln sigma from [ln SIGMA_MIN, ln SIGMA_MAX] to [0, 1000], the scale that U-ViT's time embedding expects."""
     return 1000.0 * (sigma / SIGMA_MIN).log() / math.log(SIGMA_MAX / SIGMA_MIN)

@@ -5,6 +5,7 @@ images are. All of it is a function of `public` alone.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
+from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import interpolate
 from cdm_lightning.gaussians import Gaussians, Strength, cluster_of
 from cdm_lightning.seeding import generator, stable_hash
 
 FOLDS = 4
+SMALLEST_GROUP = 20
 SIZES = (20, 100, 500)
 ERROR_LEVELS = 17
 IMAGES_PER_DRAFT = 24
@@ -69,10 +72,20 @@ class PseudoSources:
 
     @classmethod
     def cut(cls, images: Tensor, keys: Sequence[str], labels: Sequence[str], seed: int) -> "PseudoSources":
-        """Cut by label, or, if there is one label only, by k-means cluster."""
-        names = sorted(set(labels))
-        if len(names) > 1:
-            group = torch.tensor([names.index(label) for label in labels])
+        """Cut by label; small classes are pooled, and if that leaves one pseudo-source, by k-means cluster.
+
+        Raises:
+            BadInput: there are too few images.
+        """
+        if len(keys) < 2 * SMALLEST_GROUP:
+            raise BadInput(f"public has {len(keys)} images; the backbone needs at least {2 * SMALLEST_GROUP} of them")
+        counts = Counter(labels)
+        names = sorted(label for label in counts if counts[label] >= SMALLEST_GROUP)
+        pooled = sum(counts[label] for label in counts if label not in names)
+        if len(names) + (pooled >= SMALLEST_GROUP) > 1:
+            places = {label: place for place, label in enumerate(names)}
+            last = len(names) - (0 < pooled < SMALLEST_GROUP)
+            group = torch.tensor([places.get(label, last) for label in labels])
         else:
             group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"))
         return cls(images, tuple(keys), group, _folds(keys))
@@ -139,6 +152,9 @@ class Drafts:
             for fold in range(FOLDS):
                 for level, size in enumerate(sizes):
                     images = pseudo.outside_fold(group, fold, size)
+                    if len(images) == 0:
+                        closed_forms[group, fold, level] = priors[group]
+                        continue
                     seed = stable_hash("draft", group, fold, size)
                     closed_forms[group, fold, level] = Gaussians.fit(
                         images, seed=seed, public=priors[group], strength=strength, rank=rank
@@ -171,6 +187,8 @@ class Drafts:
         count = 0
         for group, fold in places:
             x_0 = self.pseudo.inside_fold(group, fold, IMAGES_PER_DRAFT)
+            if len(x_0) == 0:
+                continue
             noise = torch.randn(x_0.shape, generator=generator(seed, "public", "error", group, fold))
             count += len(x_0)
             for size in range(len(self.sizes)):

@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks import AttributionMatrix, PhaseProgressBar, SampleGrid
+from cdm_lightning.errors import BadInput
 from cdm_lightning.module import CompartmentalizedDiffusion, Phase
 from cdm_lightning.parser import Parser, new_parser
 from datamodules import ShardDataModule
@@ -20,7 +22,15 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
-TRAINING_KEYS = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+TRAINING_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
+REFUSED = {
+    "max_time": "a phase must end after a fixed number of steps, whatever the others took; use max_steps",
+    "max_epochs": "the stream of a source has no epochs; use max_steps",
+    "fast_dev_run": "it would store a compartment that was not trained; use --config debug.yaml",
+    "overfit_batches": "it would leave most of the source out",
+    "limit_train_batches": "it would leave most of the source out",
+    "accumulate_grad_batches": "noise is drawn per step; use a larger data.batch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,28 @@ def fit_parser() -> Parser:
     return parser
 
 
+def check_trainer(trainer: Namespace) -> None:
+    """Raise BadInput if a Trainer option would couple the sources, or store what was not trained."""
+    for key, reason in REFUSED.items():
+        if trainer[key] not in (None, False, 0, 1, -1):
+            raise BadInput(f"trainer.{key} is refused: {reason}")
+    if trainer.precision in ("16-mixed", "16-true", 16, "16"):
+        raise BadInput("trainer.precision 16 is refused: its loss scale is found by trial; use 32-true or bf16-mixed")
+
+
 class ConfiguredRecipe:
     """Makes every phase's objects afresh from a parsed configuration; see `cdm_lightning.fitting.Recipe`."""
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
+        check_trainer(config.trainer)
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
         self.training |= {"batch_size": config.data.batch_size, "shards_per_source": config.data.shards_per_source}
 
     def module(self) -> CompartmentalizedDiffusion:
         """Return a new module."""
-        settings = self.parser.instantiate_classes(self.config).model
+        settings = self.parser.instantiate(self.config).model
         return CompartmentalizedDiffusion(**vars(settings), seed=self.config.seed)
 
     def data(self) -> ShardDataModule:
@@ -83,17 +103,19 @@ class ConfiguredRecipe:
 
     def trainer(self, phase: Phase, folder: Path, max_steps: int) -> Trainer:
         """Return a new Trainer that logs and saves into `folder`."""
-        settings = dict(vars(self.parser.instantiate_classes(self.config).trainer))
+        settings = dict(vars(self.parser.instantiate(self.config).trainer))
         settings |= {"max_steps": max_steps, "default_root_dir": str(folder)}
         if settings["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        callbacks = settings["callbacks"] or []
         if phase.kind == "composed":
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint | ProgressBar)]
             settings |= {"enable_checkpointing": False, "enable_progress_bar": False}
             own: list[Callback] = [SampleGrid(self.config.sampling.steps), AttributionMatrix()]
         else:
             settings["limit_val_batches"] = 0
             own = [] if settings["enable_progress_bar"] is False else [PhaseProgressBar()]
-        settings["callbacks"] = [*(settings["callbacks"] or []), *own]
+        settings["callbacks"] = [*callbacks, *own]
         return Trainer(**settings)
 
     def save_config(self, phase: Phase, folder: Path) -> None:

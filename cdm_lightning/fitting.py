@@ -4,22 +4,22 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
-from cdm_lightning.card import Card, model_card
+from cdm_lightning.card import Card
 from cdm_lightning.compartments import Compartment
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.drafts import Drafts, PseudoSources
-from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.errors import BadInput, ShardError, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion, Phase
@@ -36,7 +36,7 @@ from cdm_lightning.store import Store
 FEW_IMAGES = 20
 VALIDATION_IMAGES = 64
 PUBLIC = "public"
-PINNED = ("backbone", "guide", "image_shape", "rank", "sigma_switch")
+PINNED = ("backbone.class_path", "backbone.init_args", "guide", "rank", "sigma_switch", "steps")
 log = logging.getLogger(__name__)
 
 
@@ -85,12 +85,11 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     data = recipe.data()
     data.prepare()
     sources = data.chosen_sources()
-    Store.create(store_path)
     store = Store(store_path)
     check_data(data, sources, needs_public=not store.has_backbone())
     if store.has_backbone():
         check_backbone(store, recipe.module(), data)
-    new_backbone = int(not store.has_backbone())
+    new_backbone = int(not Store.create(store_path).has_backbone())
     total = len(sources) + new_backbone
     if new_backbone:
         fit_backbone(recipe, store, Phase("backbone", PUBLIC, 1, total))
@@ -125,10 +124,11 @@ def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: Sourc
         StoreError: it differs, or `public` has changed since.
     """
     stored = store.read_backbone()[1]
-    for key, expected in backbone_settings(module, store.info.image_shape).items():
-        if key in PINNED and stored[key] != expected:
+    for key, expected in _flat(backbone_settings(module, store.info.image_shape)).items():
+        found = _flat(stored).get(key)
+        if key.startswith(PINNED) and found != expected:
             raise StoreError(
-                f"the store {store.path} holds another backbone: its {key} is {stored[key]}, the configuration says "
+                f"the store {store.path} holds another backbone: its {key} is {found}, the configuration says "
                 f"{expected}; use the store's, or another --store"
             )
     if data.has_public() and data.data_sha256(PUBLIC) != store.info.public_data_sha256:
@@ -147,6 +147,14 @@ def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int
         "steps": settings["backbone_steps"],
         **{key: settings[key] for key in ("guide", "rank", "sigma_switch", "seed", "learning_rate", "ema_decay")},
     }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
@@ -179,7 +187,7 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     """Fit one source's compartment and store it; return whether there was anything to do."""
     module, data = recipe.module(), recipe.data()
     card = card_of(module, data, store, phase.source, recipe)
-    if not refit and phase.source in store.sources() and store.read_card(phase.source).inputs() == card.inputs():
+    if not refit and store.has_compartment(phase.source) and store.read_card(phase.source).inputs() == card.inputs():
         log.info("%s: up to date, skipped", phase.title)
         return False
     if card.n < FEW_IMAGES:
@@ -201,17 +209,17 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
             module.begin_source(phase, public, prompt_drafts)
             train(recipe, module, data, store.runs / "sources" / phase.source, card.steps)
         compartment = Compartment(card.n, closed_form, module.prompts.find(phase.source))
-    store.write_compartment(phase.source, pack_compartment(compartment), {}, card, model_card(card))
+    store.write_compartment(pack_compartment(compartment), card)
     clock.save(store.runs / "sources" / phase.source)
     return True
 
 
-def card_of(
-    module: CompartmentalizedDiffusion, data: SourceData, store: Store, source: str, recipe: Recipe
-) -> Card:
+def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, source: str, recipe: Recipe) -> Card:
     """Return the card that a fit of this source will have: known before anything is fitted."""
     settings, counts = module.hparams, data.class_counts(source)
     trained = settings["compartment"] != "none"
+    if trained and recipe.max_steps < 1:
+        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
     names = ("tokens", "prompt_learning_rate", "ema_decay")
     own = {"rank": settings["rank"]} | ({name: settings[name] for name in names} | recipe.training if trained else {})
     return Card(
@@ -238,9 +246,7 @@ def drafts_of_source(x_0: Tensor, keys: list[str], public: Public) -> Drafts:
     return Drafts.fit(pseudo, [public.closed_form], public.strength, public.rank, [max(pseudo.sizes())])
 
 
-def train(
-    recipe: Recipe, module: CompartmentalizedDiffusion, data: LightningDataModule, folder: Path, steps: int
-) -> None:
+def train(recipe: Recipe, module: CompartmentalizedDiffusion, data: Any, folder: Path, steps: int) -> None:
     """Run one phase's own Trainer, from its start; check that it ran to its end and left the backbone alone."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -262,14 +268,25 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module.backbone.load_state_dict(backbone.state_dict())
     compartments = {}
     for source in store.sources():
-        tensors, _, card = store.read_compartment(source)
-        compartments[source] = unpack_compartment(tensors, card)
+        compartments[source] = unpack_compartment(*store.read_compartment(source))
     module.begin_composed(phase, public, compartments)
-    known = [source for source in compartments if source in data.available_sources()]
-    batches = [{"source": source, "image": data.images(source, "heldout")[1][:VALIDATION_IMAGES]} for source in known]
+    batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+
+
+def heldout_batches(data: SourceData, sources: list[str]) -> list[dict[str, Any]]:
+    """Return one batch of held-out images per source; a source whose shards are damaged is left out, and told."""
+    batches = []
+    for source in sources:
+        try:
+            images = data.images(source, "heldout")[1][:VALIDATION_IMAGES]
+        except ShardError as error:
+            log.warning("validation without source %s: %s", source, error)
+            continue
+        batches.append({"source": source, "image": images})
+    return batches
 
 
 class Clock:

@@ -74,7 +74,8 @@ class Gaussians:
             parts.append(_fit_one(members, prior, strength or Strength(), min(rank, flat.shape[1] - 1)))
         mean, basis, variance, rest = (torch.stack(column).to(images.dtype) for column in zip(*parts, strict=True))
         log_share = (torch.bincount(cluster).double() / len(flat)).log().to(images.dtype)
-        return cls(log_share, mean, basis, variance, rest, tuple(images.shape[1:]))
+        channels, height, width = images.shape[1:]
+        return cls(log_share, mean, basis, variance, rest, (channels, height, width))
 
     def nearest(self, mean: Tensor) -> "Gaussians":
         """Return the one cluster whose mean is nearest to `mean` [dimension]."""

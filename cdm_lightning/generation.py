@@ -45,7 +45,7 @@ class Settings:
     sampler: Literal["heun"] = "heun"
     steps: int = 18
     churn: float = 0.0
-    sigma_switch: float | None = None
+    sigma_switch: float | Literal["inf"] | None = None
     batch_size: int = 64
     device: str = "cpu"
 
@@ -53,6 +53,10 @@ class Settings:
         for name, least in (("n", 1), ("steps", 2), ("batch_size", 1), ("churn", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"--{name} is {getattr(self, name)}; expected at least {least}")
+        if self.sigma_switch is not None and not float(self.sigma_switch) > SIGMA_MIN:
+            raise BadInput(f"--sigma_switch is {self.sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise BadInput(f"--device is {self.device}, but there is no CUDA device here; use cpu")
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,7 @@ class Batch:
     trajectory: list[tuple[float, Tensor]]
 
 
-def sample_batch(
-    composed: ComposedDenoiser, shape: tuple[int, int, int], indices: range, settings: Settings, floor: float
-) -> Batch:
+def sample_batch(composed: ComposedDenoiser, shape: tuple[int, int, int], indices: range, settings: Settings) -> Batch:
     """Sample the images `indices` of one run.
 
     Args:
@@ -80,7 +82,6 @@ def sample_batch(
         shape: (channel, height, width).
         indices: k of each image; its noise and its draw depend on (seed, k) alone.
         settings: sampler, steps, seed.
-        floor: weights at noise levels below it are those at the floor, and are not noted again.
     """
     trajectory: Trajectory = composed.start(settings.seed, indices)
     noise = normal((len(indices), *shape), image_generators(settings.seed, indices, "noise"), settings.device)
@@ -88,7 +89,7 @@ def sample_batch(
 
     def on_step(x: Tensor, sigma: Tensor) -> None:
         trajectory.on_step(x, sigma)
-        course.append((float(sigma[0]), composed.weights(x, sigma)))
+        course.append((round(float(sigma[0]), 6), composed.weights(x, sigma)))
 
     with torch.inference_mode():
         images = sample(
@@ -103,16 +104,17 @@ def sample_batch(
     return Batch(images, drawn, course)
 
 
-def generate(store_path: Path, sources: Literal["all"] | list[str], settings: Settings, out: Path) -> dict[str, Any]:
+def generate(store_path: Path, sources: str | list[str], settings: Settings, out: Path) -> dict[str, Any]:
     """Sample into the folder `out`: 00000.png, ..., grid.png and credits.json; return what credits.json holds.
 
     Raises:
-        BadInput: the store, a source, or a setting cannot be used; `out` holds pictures of another run.
+        BadInput: the store, a source, or a setting cannot be used.
     """
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file; name a folder")
     store = Store.open(store_path)
-    compartments = open_compartments(
-        store, sources, sigma_switch=settings.sigma_switch, device=settings.device
-    )
+    switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
+    compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
     composed = ComposedDenoiser(
         compartments,
         compartments.evidence(),
@@ -121,12 +123,13 @@ def generate(store_path: Path, sources: Literal["all"] | list[str], settings: Se
         compartments.sigma_switch,
     )
     floor = compartments.public.calibration.floor
-    pictures, rows = [], []
+    pictures: list[Tensor] = []
+    rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
-        batch = sample_batch(composed, store.info.image_shape, indices, settings, floor)
+        batch = sample_batch(composed, store.info.image_shape, indices, settings)
         images = to_uint8(batch.images)
         pictures.append(images.cpu())
-        rows += [row for row in image_rows(composed, batch, indices, floor, settings.seed)]
+        rows += image_rows(composed, batch, indices, floor, settings.seed)
     report = {
         "store": str(store_path),
         "sources": composed.sources,

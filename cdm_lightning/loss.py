@@ -17,7 +17,8 @@ def draw_sigma(count: int, sigma_min: float, sigma_max: float, generator: torch.
     ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64).log()
     low, high = law.cdf(ends)
     uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-    return law.icdf(low + (high - low) * uniform).clamp(*ends.tolist()).exp().float()
+    levels: Tensor = law.icdf(low + (high - low) * uniform)
+    return levels.clamp(*ends.tolist()).exp().float()
 
 
 def denoising_loss(denoised: Tensor, x_0: Tensor, scale: Tensor) -> Tensor:

@@ -82,11 +82,14 @@ class CompartmentalizedDiffusion(LightningModule):
         rank: int = 64,
         evidence: Literal["gaussians"] = "gaussians",
         strategy: Strategy = "routed",
-        sigma_switch: float = 1.0,
+        sigma_switch: float | Literal["inf"] = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        sigma_switch = float(sigma_switch)
         _check_settings(backbone_steps, tokens, rank, sigma_switch)
+        if strategy == "draft" and (guide, compartment) != ("closed_form", "none"):
+            raise BadInput("model.strategy draft needs model.guide closed_form and model.compartment none")
         self.backbone = backbone
         self.prompts = Prompts()
         self.guided = guide == "closed_form"
@@ -135,9 +138,8 @@ class CompartmentalizedDiffusion(LightningModule):
 
     def denoisers(self) -> Compartments:
         """Return the denoisers D_i of the finished compartments."""
-        return Compartments(
-            self.backbone, self.compartments, self.public, self.guided, self.hparams["sigma_switch"]
-        )
+        compartments = {source: compartment.to(self.device) for source, compartment in self.compartments.items()}
+        return Compartments(self.backbone, compartments, self.public, self.guided, self.hparams["sigma_switch"])
 
     def composed(self) -> ComposedDenoiser:
         """Return the composed denoiser of the finished compartments."""
@@ -148,9 +150,9 @@ class CompartmentalizedDiffusion(LightningModule):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the denoising loss of a batch of one source; noise depends on (seed, source, step)."""
+        """Return the denoising loss of a batch of one source; noise depends on (seed, source, step, rank)."""
         x_0 = from_uint8(batch["image"])
-        draw = generator(self.hparams["seed"], self.phase.source, "train", self.global_step)
+        draw = generator(self.hparams["seed"], self.phase.source, "train", self.global_step, self.global_rank)
         sigma = draw_sigma(len(x_0), SIGMA_MIN, self.highest_sigma, draw).to(x_0.device)
         x = x_0 + per_image(sigma, x_0) * normal(x_0.shape, draw, x_0.device)
         denoised, scale = self.denoise_in_training(batch["key"], x, sigma, draw)

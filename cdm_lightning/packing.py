@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def unpack_compartment(tensors: Mapping[str, Tensor], card: Card) -> Compartment
 
 
 def open_compartments(
-    store: Store, sources: Literal["all"] | Sequence[str], *, sigma_switch: float | None, device: torch.device | str
+    store: Store, sources: str | Sequence[str], *, sigma_switch: float | None, device: torch.device | str
 ) -> Compartments:
     """Open the backbone and the compartments asked for, and no other file.
 
@@ -84,9 +84,9 @@ def open_compartments(
     Raises:
         BadInput: an unknown source, a damaged file, or a switch above the noise range of a prompt.
     """
-    chosen = store.choose(sources if sources == "all" else list(sources))
+    chosen = store.choose(sources)
     tensors, metadata = store.read_backbone()
-    backbone, public = unpack_backbone({name: tensor.to(device) for name, tensor in tensors.items()}, metadata)
+    backbone, public = unpack_backbone(tensors, metadata)
     switch = public.sigma_switch if sigma_switch is None else sigma_switch
     compartments = {source: _open_compartment(store, source, switch, device) for source in chosen}
     guided = metadata["guide"] == "closed_form"
@@ -94,13 +94,13 @@ def open_compartments(
 
 
 def _open_compartment(store: Store, source: str, sigma_switch: float, device: torch.device | str) -> Compartment:
-    tensors, _, card = store.read_compartment(source)
+    tensors, card = store.read_compartment(source)
     if card.sigma_range is not None and sigma_switch > card.sigma_range[1]:
         raise StoreError(
             f"sigma_switch {sigma_switch:g} is above the noise range of source '{source}', whose prompt was trained "
             f"up to {card.sigma_range[1]:g}: choose a lower one, or fit the source again"
         )
-    return unpack_compartment({name: tensor.to(device) for name, tensor in tensors.items()}, card)
+    return unpack_compartment(tensors, card).to(device)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

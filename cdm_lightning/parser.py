@@ -10,29 +10,28 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from cdm_lightning.errors import did_you_mean
 
-PACKAGED_CONFIGS = Path(__file__).parent / "configs"
+CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
+INSTALLED_CONFIGS = Path(sys.prefix) / "share" / "cdm_lightning" / "configs"
 ALLOWED_PACKAGES = ["cdm_lightning", "datamodules", "callbacks", "lightning.pytorch"]
 
 
 def config_folders() -> list[Path]:
-    """Return where a bare config name is looked for: here, `$CDM_CONFIG_PATH`, `configs/`, the installed package."""
+    """Return where a bare config name is looked for: here, `$CDM_CONFIG_PATH`, `configs/`, checkout, installation."""
     named = os.environ.get("CDM_CONFIG_PATH")
-    return [Path("."), *([Path(named)] if named else []), Path("configs"), PACKAGED_CONFIGS]
+    return [Path("."), *([Path(named)] if named else []), Path("configs"), CHECKOUT_CONFIGS, INSTALLED_CONFIGS]
 
 
 class FoundConfig(ActionConfigFile):
     """`--config NAME`: a path, or a bare name that is found in `config_folders`."""
 
-    def __call__(
-        self, parser: ArgumentParser, cfg: Any, values: str, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply the config that `values` names."""
         found = next((folder / values for folder in config_folders() if (folder / values).is_file()), None)
         if found is None and "\n" not in values and ":" not in values:
             known = {path.name for folder in config_folders() for path in folder.glob("*.yaml")}
-            places = ", ".join(str(folder) for folder in config_folders())
+            places = ", ".join(str(folder) for folder in config_folders() if folder.is_dir())
             parser.error(f"no config '{values}': looked in {places}{did_you_mean(values, known)}")
-        super().__call__(parser, cfg, str(found) if found else values, option_string)
+        super().__call__(parser, cfg, str(found) if found else values, option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(ArgumentParser):
@@ -40,7 +39,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and the option that may have been meant, and exit."""
-        text = re.sub(r"\s+", " ", message).strip()
+        text = _plain(message)
         known = sorted({option.lstrip("-") for action in self._actions for option in action.option_strings})
         sys.stderr.write(f"{self.prog}: error: {text}{self._hint(text, known)}\n")
         sys.exit(2)
@@ -52,6 +51,15 @@ class Parser(ArgumentParser):
             if hint := did_you_mean(name, known) or did_you_mean(name.rsplit(".", 1)[-1], leaves):
                 return hint
         return ""
+
+
+def _plain(message: str) -> str:
+    """Return a message of jsonargparse in one line, without the names of Python types."""
+    text = re.sub(r"\s+", " ", message).strip()
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    denied = r"Importing '([\w.]+)' is not allowed.*"
+    text = re.sub(denied, r"'\1' is outside the allowed packages; if you trust it, set CDM_ALLOW to its package", text)
+    return re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ", "", text)
 
 
 def new_parser(command: str, description: str) -> Parser:

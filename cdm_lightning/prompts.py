@@ -44,7 +44,8 @@ class Prompts(nn.ModuleDict):
 
     def find(self, source: str) -> Tokens | None:
         """Return the prompt of a source, or None if it has none."""
-        return self[self.PREFIX + source] if self.PREFIX + source in self else None  # type: ignore[return-value]
+        key = self.PREFIX + source
+        return self[key] if key in self else None  # type: ignore[return-value]  # noqa: SIM401
 
     def sources(self) -> Iterator[str]:
         """Yield the sources that have a prompt."""

@@ -103,6 +103,8 @@ def _nats(pseudo: PseudoSources, priors: list[Gaussians], strength: Strength, se
     total = 0.0
     for group in pseudo.groups():
         x_0 = pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT)
+        if len(x_0) == 0:
+            continue
         noise = torch.randn(x_0.shape, generator=generator(seed, "public", "strength", group))
         for size in [size for size in pseudo.sizes() if size <= max(SIZES)] or pseudo.sizes():
             images = pseudo.outside_fold(group, 0, size)
@@ -127,7 +129,9 @@ def fit_calibration(drafts: Drafts, seed: int, sigma_switch: float) -> Calibrati
     losses = []
     for level in levels:
         x, sigma = x_0 + level * noise, level.expand(len(x_0))
-        density = torch.stack([drafts.closed_forms[group, 0, largest].log_density(x, sigma) for group in pseudo.groups()])
+        density = torch.stack(
+            [drafts.closed_forms[group, 0, largest].log_density(x, sigma) for group in pseudo.groups()]
+        )
         tempered = (density[None] / TEMPERATURES[:, None, None]).log_softmax(1)
         losses.append(-tempered[:, true, torch.arange(len(true))].mean(1))
     best = torch.stack(losses).min(dim=1)

@@ -42,7 +42,7 @@ def karras_sigmas(
     """
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    if sigma_min < through < sigma_max:
+    if sigma_min < through < sigma_max and steps > 2:
         inner = (sigmas[1:-1].log() - math.log(through)).abs().argmin() + 1
         sigmas[inner] = through
     return torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -12,7 +12,9 @@ IMAGE_DEFAULTS = {"digits": (8, 1), "fashion_mnist": (28, 1), "cifar10": (32, 3)
 
 def shards_parser() -> Parser:
     """Return the parser of `shards`."""
-    parser = new_parser("shards", "Write the images of every source, and of public, as WebDataset tars with a manifest.")
+    parser = new_parser(
+        "shards", "Write the images of every source, and of public, as WebDataset tars with a manifest."
+    )
     origin = Literal["cifar10", "fashion_mnist", "digits", "folder", "list"]
     parser.add_argument("--from", type=origin, required=True, help="where the images come from")
     parser.add_argument(
@@ -26,7 +28,9 @@ def shards_parser() -> Parser:
     parser.add_argument(
         "--public-classes", type=list[str | int], default=[], help="classes, by name or index, that go to public"
     )
-    parser.add_argument("--public-fraction", type=float, default=0.0, help="fraction of every class that goes to public")
+    parser.add_argument(
+        "--public-fraction", type=float, default=0.0, help="fraction of every class that goes to public"
+    )
     parser.add_argument("--heldout-fraction", type=float, default=0.1, help="fraction held out from training")
     parser.add_argument("--licence", type=str, default="unknown", help="noted in the manifest")
     parser.add_argument(

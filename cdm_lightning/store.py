@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cdm_lightning import ledger
-from cdm_lightning.card import Card
+from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
 from cdm_lightning.tensor_files import (
     Json,
@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 BACKBONE = "backbone.safetensors"
 COMPARTMENT = "compartment.safetensors"
 CARD = "card.json"
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,16 @@ class Store:
         cards = (self.path / "compartments").glob(f"*/{CARD}")
         return sorted(card.parent.name for card in cards if not card.parent.name.startswith("."))
 
-    def choose(self, sources: Literal["all"] | list[str]) -> list[str]:
-        """Return the chosen sources: all in sorted order, or a list in its own order.
+    def choose(self, sources: str | Sequence[str]) -> list[str]:
+        """Return the chosen sources: `all` in sorted order, or a list (or names with commas) in its own order.
 
         Raises:
             UnknownSource: the store has no compartment of that source.
             BadInput: no source at all, or one source twice.
         """
         known = self.sources()
-        chosen = known if sources == "all" else list(sources)
+        named = sources.split(",") if isinstance(sources, str) else list(sources)
+        chosen = known if sources == "all" else named
         if not chosen:
             raise BadInput(f"no source chosen: name some of {', '.join(known) or 'none (the store is empty)'}")
         for source in chosen:
@@ -183,8 +185,8 @@ class Store:
             raise StoreError(f"{path} is the card of '{card.source}': rename the folder back, or fit '{source}' again")
         return card
 
-    def read_compartment(self, source: str) -> tuple[dict[str, "Tensor"], dict[str, Any], Card]:
-        """Return the tensors, the metadata and the card of a source.
+    def read_compartment(self, source: str) -> tuple[dict[str, "Tensor"], Card]:
+        """Return the tensors and the card of a source.
 
         Raises:
             UnknownSource: the store has no compartment of that source.
@@ -196,23 +198,31 @@ class Store:
                 f"{self.folder(source)} was fitted on another backbone ({card.backbone_sha256[:12]}, here "
                 f"{own[:12]}): fit it again on this store's or add it to its own"
             )
-        return *read_tensors(self.folder(source) / COMPARTMENT), card
+        tensors, metadata = read_tensors(self.folder(source) / COMPARTMENT)
+        if metadata != _bond(card):
+            raise StoreError(
+                f"{self.folder(source)} holds a card and tensors that do not belong together: restore it from a copy, "
+                "or fit it again with --refit"
+            )
+        return tensors, card
 
-    def write_compartment(
-        self, source: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Json], card: Card, readme: str
-    ) -> None:
-        """Add or replace a compartment, as a whole or not, and enter it in the ledger.
+    def has_compartment(self, source: str) -> bool:
+        """Return whether every file of a compartment is there."""
+        return all((self.folder(source) / name).is_file() for name in (COMPARTMENT, CARD, README))
+
+    def write_compartment(self, tensors: Mapping[str, "Tensor"], card: Card) -> None:
+        """Add or replace the compartment of `card.source`, as a whole or not, and enter it in the ledger.
 
         Raises:
-            BadInput: `source` is no name of a source.
+            BadInput: `card.source` is no name of a source.
         """
+        source = card.source
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", source):
             raise BadInput(f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -")
-        assert card.source == source
         files = {
-            COMPARTMENT: pack(tensors, metadata),
+            COMPARTMENT: pack(tensors, _bond(card)),
             CARD: card.to_json().encode(),
-            "README.md": readme.encode(),
+            README: model_card(card).encode(),
         }
         with ledger.locked(self.path / "compartments.lock"):
             mend_folder(self.folder(source))
@@ -234,3 +244,8 @@ class Store:
     def _require(self, source: str, known: Sequence[str]) -> None:
         if source not in known:
             raise UnknownSource(source, known, f"the store {self.path}")
+
+
+def _bond(card: Card) -> dict[str, Json]:
+    """Return what the tensors of a compartment say of the card they belong to."""
+    return {"card_sha256": hashlib.sha256(card.to_json().encode()).hexdigest()}

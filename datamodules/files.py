@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePath
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import open_image
@@ -93,6 +93,6 @@ def load_file(path: Path) -> Image.Image:
         BadInput: the file cannot be read or decoded.
     """
     try:
-        return open_image(path.read_bytes())
+        return ImageOps.exif_transpose(open_image(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be used: {error}") from error

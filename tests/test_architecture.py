@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "fit_command", "shards_command", "__main__"),
     ("callbacks",),
     ("module", "fitting"),
-    ("generation", "attribution", "packing", "store_commands"),
+    ("generation", "attribution", "evaluation", "packing", "store_commands"),
     ("composition", "compartments", "sampling", "loss", "store", "card", "ledger"),
     ("public", "drafts"),
     ("evidence",),

@@ -57,7 +57,7 @@ def new_store(path: Path, backbone: dict[str, Tensor] = BACKBONE) -> Store:
 
 def add(store: Store, source: str, value: float, n: int = 30) -> None:
     made = card(store, source, n)
-    store.write_compartment(source, tensors(value), METADATA, made, model_card(made))
+    store.write_compartment(tensors(value), made)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -99,10 +99,9 @@ def test_store_json_pins_the_backbone_and_lists_no_source(store: Store) -> None:
 
 
 def test_a_compartment_comes_back(store: Store) -> None:
-    read, metadata, read_card = store.read_compartment("a")
+    read, read_card = store.read_compartment("a")
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors(1.0).items())
     assert set(read) == {"prompt", "means"}
-    assert metadata == METADATA
     assert read_card == card(store, "a")
 
 
@@ -291,7 +290,7 @@ def test_an_empty_store_has_no_source_to_choose(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../a", "A", "", ".a", "1", "a/b", "a\n"])
 def test_a_source_is_a_name_and_no_path(store: Store, name: str) -> None:
     with pytest.raises(BadInput, match=r"is no name of a source"):
-        store.write_compartment(name, {}, {}, dataclasses.replace(card(store, "a"), source=name), "")
+        store.write_compartment({}, dataclasses.replace(card(store, "a"), source=name))
 
 
 class Cut(Exception):

@@ -1,0 +1,141 @@
+"""U-ViT: names of the public checkpoints, one prompt per sample, and a freeze that holds."""
+
+import pytest
+import torch
+from torch import nn
+
+from cdm_lightning.backbone import Backbone, UViT, freeze, sinusoidal_embedding, tensors_sha256
+from cdm_lightning.errors import BadInput
+
+
+def tiny(guided: bool = True, seed: int = 0) -> UViT:
+    """Return a small network whose last layer is not zero."""
+    backbone = UViT(image_size=8, channels=1, guided=guided, patch_size=4, width=16, depth=3, heads=2)
+    generator = torch.Generator().manual_seed(seed)
+    backbone.initialize(generator)
+    nn.init.normal_(backbone.final_layer.weight, generator=generator)
+    return backbone.eval()
+
+
+def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 1, 8, 8, generator=generator)
+    return x, torch.rand(batch, generator=generator) * 1000, torch.randn(batch, 2, 8, 8, generator=generator)
+
+
+def test_parameter_names_are_those_of_the_public_checkpoints() -> None:
+    block = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.proj.weight", "attn.proj.bias")
+    block += ("norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+    expected = {"pos_embed", "norm.weight", "norm.bias"}
+    expected |= {f"in_blocks.0.{name}" for name in block} | {f"mid_block.{name}" for name in block}
+    expected |= {f"out_blocks.0.{name}" for name in (*block, "skip_linear.weight", "skip_linear.bias")}
+    for layer in ("patch_embed.proj", "time_embed.0", "time_embed.2", "decoder_pred", "final_layer"):
+        expected |= {f"{layer}.weight", f"{layer}.bias"}
+    assert set(tiny(guided=False).state_dict()) == expected
+    assert set(tiny(guided=True).state_dict()) == expected | {"guide_embed.proj.weight"}
+
+
+def test_the_guide_is_a_second_input_to_the_patch_embedding() -> None:
+    """Two embeddings that are summed equal one convolution over the concatenated channels."""
+    backbone = tiny()
+    x, _, guide = inputs(2)
+    assert backbone.guide_embed is not None
+    joined = nn.functional.conv2d(
+        torch.cat([x, guide], dim=1),
+        torch.cat([backbone.patch_embed.proj.weight, backbone.guide_embed.proj.weight], dim=1),
+        backbone.patch_embed.proj.bias,
+        stride=4,
+    )
+    summed = backbone.patch_embed(x) + backbone.guide_embed(guide)
+    torch.testing.assert_close(summed, joined.flatten(2).mT, rtol=1e-5, atol=1e-6)
+
+
+def test_every_sample_sees_its_own_prompt() -> None:
+    backbone = tiny()
+    x, time, guide = inputs(4)
+    prompts = torch.randn(4, 3, 2, 16, generator=torch.Generator().manual_seed(2))
+    together = backbone(x, time, guide=guide, prompt=prompts)
+    for k in range(4):
+        one = slice(k, k + 1)
+        alone = backbone(x[one], time[one], guide=guide[one], prompt=prompts[one])
+        torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, backbone(x, time, guide=guide), atol=1e-3)
+
+
+def test_patches_come_back_where_they_were() -> None:
+    """With an identity in the place of every learned map, the image comes back."""
+    backbone = UViT(image_size=8, channels=1, guided=False, patch_size=4, width=16, depth=1, heads=2)
+    for parameter in backbone.parameters():
+        nn.init.zeros_(parameter)
+    backbone.patch_embed.proj.weight.data.copy_(torch.eye(16).reshape(16, 1, 4, 4))
+    backbone.decoder_pred.weight.data.copy_(torch.eye(16))
+    backbone.final_layer.weight.data[0, 0, 1, 1] = 1.0
+    backbone.norm = nn.Identity()  # type: ignore[assignment]
+    x, time, _ = inputs(3)
+    torch.testing.assert_close(backbone(x, time), x)
+
+
+def test_a_fresh_network_is_zero_and_depends_on_its_generator_alone() -> None:
+    fresh = UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2)
+    fresh.initialize(torch.Generator().manual_seed(3))
+    x, time, guide = inputs(2)
+    assert torch.equal(fresh(x, time, guide=guide), torch.zeros(2, 1, 8, 8))
+    torch.manual_seed(99)
+    again = UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2)
+    again.initialize(torch.Generator().manual_seed(3))
+    assert tensors_sha256(again) == tensors_sha256(fresh)
+    again.initialize(torch.Generator().manual_seed(4))
+    assert tensors_sha256(again) != tensors_sha256(fresh)
+
+
+def test_time_embedding_has_cosines_first_and_the_public_period() -> None:
+    time, width = [0.0, 7.5], 6
+    frequency = [1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)]
+    expected = [
+        [torch.tensor(t * f).cos() for f in frequency] + [torch.tensor(t * f).sin() for f in frequency] for t in time
+    ]
+    torch.testing.assert_close(sinusoidal_embedding(torch.tensor(time), width), torch.tensor(expected))
+
+
+def test_freezing_cannot_be_undone_by_train() -> None:
+    backbone = tiny()
+    freeze(backbone)
+    holder = nn.Sequential(backbone)
+    holder.train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_batch_norm_is_refused() -> None:
+    backbone = tiny()
+    backbone.norm = nn.BatchNorm1d(5)  # type: ignore[assignment]
+    with pytest.raises(BadInput, match="layer 'norm' is a BatchNorm, whose statistics mix the images"):
+        freeze(backbone)
+
+
+def test_the_hash_sees_every_bit() -> None:
+    backbone = tiny()
+    before = tensors_sha256(backbone)
+    with torch.no_grad():
+        backbone.pos_embed[0, 0, 0] += 1e-7
+    assert tensors_sha256(backbone) != before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"patch_size": 3}, "patch_size is 3; expected a divisor of the image size 8"),
+        ({"width": 18}, "width is 18; expected a multiple of 2"),
+        ({"depth": 4}, "depth is 4; expected an odd number"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes: dict[str, int], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        UViT(**({"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 3, "heads": 2} | sizes))
+
+
+def test_constructor_arguments_rebuild_the_network() -> None:
+    backbone: Backbone = tiny()
+    again = UViT(**backbone.init_args)
+    again.load_state_dict(backbone.state_dict())
+    assert tensors_sha256(again) == tensors_sha256(backbone)

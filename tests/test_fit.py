@@ -1,0 +1,226 @@
+"""`fit`, by command line: what is finished is skipped, what is interrupted starts anew, what is wrong is told."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.fitting import train
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.packing import unpack_backbone
+from cdm_lightning.store import Store
+from tests.conftest import Fit
+
+
+def tree(store: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a store but its runs and ledger."""
+    files = [path for path in store.rglob("*") if path.is_file() and "runs" not in path.parts]
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.suffix != ".lock" and path.name != "ledger.jsonl"
+    }
+
+
+def test_what_is_up_to_date_is_skipped(store: Path, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    caplog.set_level("INFO")
+    assert fit(copy, "[digit0, digit2]") == 0
+    assert [record.message for record in caplog.records if "up to date" in record.message] == [
+        "[1/2] source digit0: up to date, skipped",
+        "[2/2] source digit2: up to date, skipped",
+    ]
+    assert (copy / "ledger.jsonl").read_bytes() == (store / "ledger.jsonl").read_bytes()
+
+
+def test_refit_and_changed_inputs_fit_again(store: Path, fit: Fit, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    assert fit(copy, "[digit0]", "--refit") == 0
+    assert fit(copy, "[digit1]", "--seed", "0", "--model.compartment", "tokens", "--trainer.max_steps", "2") == 0
+    events = [json.loads(line) for line in (copy / "ledger.jsonl").read_text().splitlines()][-2:]
+    assert [(event["event"], event["source"]) for event in events] == [("refitted", "digit0"), ("refitted", "digit1")]
+    assert events[0]["before"] == events[0]["after"], "the same inputs give the same bytes"
+    assert events[1]["before"] != events[1]["after"]
+
+
+@pytest.mark.parametrize("broken", ["train", "Store.write_compartment"])
+def test_an_interrupted_fit_goes_on_and_ends_in_the_same_bytes(
+    broken: str, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = ("--model.compartment", "tokens", "--trainer.max_steps", "20")
+    undisturbed = Path(shutil.copytree(store, tmp_path / "undisturbed"))
+    disturbed = Path(shutil.copytree(store, tmp_path / "disturbed"))
+    assert fit(undisturbed, "[digit3, digit4, digit5]", *tokens) == 0
+
+    calls = 0
+    original = train if broken == "train" else Store.write_compartment
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"cdm_lightning.fitting.{broken}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(disturbed, "[digit3, digit4, digit5]", *tokens)
+    assert set(Store.open(disturbed).sources()) == {"digit0", "digit1", "digit2", "digit3"}
+    monkeypatch.undo()
+    assert fit(disturbed, "[digit3, digit4, digit5]", *tokens) == 0
+    assert tree(disturbed) == tree(undisturbed)
+
+
+def test_training_stopped_early_stores_nothing(
+    store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    monkeypatch.setattr("lightning.pytorch.Trainer.fit", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="training ended at step 0 of 5"):
+        fit(copy, "[digit3]", "--model.compartment", "tokens", "--trainer.max_steps", "5")
+    assert tree(copy) == tree(store)
+
+
+def test_training_that_touches_the_backbone_stores_nothing(
+    store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    original = CompartmentalizedDiffusion.on_train_end
+
+    def careless(module: CompartmentalizedDiffusion) -> None:
+        original(module)
+        module.backbone.norm.bias.add_(1e-7)  # type: ignore[union-attr, operator]
+
+    monkeypatch.setattr(CompartmentalizedDiffusion, "on_train_end", careless)
+    with pytest.raises(RuntimeError, match="training changed the frozen backbone"):
+        fit(copy, "[digit3]", "--model.compartment", "tokens", "--trainer.max_steps", "2")
+    assert tree(copy) == tree(store)
+
+
+def test_a_missing_file_is_fitted_again(store: Path, fit: Fit, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    (copy / "compartments" / "digit0" / "compartment.safetensors").unlink()
+    assert fit(copy, "[digit0]") == 0
+    assert tree(copy) == tree(store)
+
+
+def test_only_the_backbone(fit: Fit, store: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path / "store", "[]") == 0
+    assert Store.open(tmp_path / "store").sources() == []
+    assert (tmp_path / "store" / "backbone.safetensors").read_bytes() == (store / "backbone.safetensors").read_bytes()
+
+
+def test_the_stored_backbone_is_trained_and_frozen_again(store: Path) -> None:
+    tensors, metadata = Store.open(store).read_backbone()
+    backbone, _ = unpack_backbone(tensors, metadata)
+    before = tensors_sha256(backbone)
+    assert float(backbone.final_layer.weight.abs().sum()) > 0
+    backbone.train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert tensors_sha256(backbone) == before
+
+
+def test_plain_backbone_with_tokens_goes_through_the_same_commands(fit: Fit, tmp_path: Path) -> None:
+    plain = ("--model.guide", "none", "--model.compartment", "tokens", "--trainer.max_steps", "3")
+    assert fit(tmp_path / "store", "[digit0, digit1]", "--model.backbone_steps", "3", *plain) == 0
+    tensors, metadata = Store.open(tmp_path / "store").read_backbone()
+    assert metadata["guide"] == "none"
+    assert not any("guide_embed" in name for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "said"),
+    [
+        ("[digitt1]", (), "unknown source 'digitt1'"),
+        ("[digit0]", ("--model.guide", "none"), "holds another backbone: its backbone.init_args.guided is True"),
+        ("[digit0]", ("--model.rank", "12"), "its rank is 16, the configuration says 12"),
+        ("[digit0]", ("--model.sigma_switch", "0.5"), "its sigma_switch is 1.0, the configuration says 0.5"),
+        ("[digit0]", ("--data.image_size", "16"), "images of size 8 with 1 channels, but the settings say size 16"),
+        ("[digit0]", ("--model.backbone_steps", "0"), "model.backbone_steps is 0; expected at least 1"),
+        ("[digit0]", ("--model.backbone_steps", "41"), "its steps is 40, the configuration says 41"),
+        ("[digit0]", ("--trainer.max_time", "00:00:01:00"), "trainer.max_time is refused: a phase must end after"),
+        ("[digit0]", ("--trainer.precision", "16-mixed"), "its loss scale is found by trial"),
+        ("[digit0]", ("--trainer.limit_train_batches", "3"), "it would leave most of the source out"),
+        ("[digit0]", ("--model.compartment", "tokens", "--trainer.max_steps", "0"), "a prompt needs at least 1"),
+        ("[digit0]", ("--model.strategy", "draft", "--model.compartment", "tokens"), "model.strategy draft needs"),
+        ("[digit0]", ("--model.sigma_switch", "0"), "model.sigma_switch is 0.0; expected a noise level above"),
+        ("[digit0]", ("--model.backbone.init_args.patch_size", "3"), "patch_size is 3; expected a divisor"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(
+    sources: str, options: tuple[str, ...], said: str, store: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(store)
+    assert fit(store, sources, *options) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert tree(store) == before
+
+
+def test_changed_public_is_refused(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data.root", str(tmp_path / "shards"), "--data.public_fraction", "0.3")
+    assert fit(store, "[digit0]", *arguments) == 2
+    assert "public has changed since the backbone" in capsys.readouterr().err
+
+
+def test_a_source_without_images_is_refused_before_anything_is_trained(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((workplace / "shards" / "digit4" / "manifest.json").read_text())
+    (tmp_path / "excluded.txt").write_text("\n".join(manifest["samples"]))
+    assert fit(tmp_path / "new", "[digit3, digit4]", "--data.exclude", str(tmp_path / "excluded.txt")) == 2
+    assert "source 'digit4' has no training image left" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_a_cut_or_changed_tar_is_noticed(
+    cut: int, store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = Path(shutil.copytree(workplace / "shards", tmp_path / "shards"))
+    tar = shards / "digit5" / "00000.tar"
+    data = bytearray(tar.read_bytes())
+    if cut < 11:
+        del data[len(data) * cut // 11 :]
+    else:
+        data[700] ^= 1
+    tar.write_bytes(data)
+    before = tree(store)
+    assert fit(store, "[digit3, digit5]", "--data.root", str(shards)) == 2
+    said = capsys.readouterr().err
+    assert "digit5" in said
+    assert "00000.tar" in said
+    assert tree(store) == before
+
+
+def test_few_images_are_warned_of(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    manifest = json.loads((workplace / "shards" / "digit6" / "manifest.json").read_text())
+    train_keys = [key for key, sample in sorted(manifest["samples"].items()) if sample["part"] == "train"]
+    (tmp_path / "excluded.txt").write_text("\n".join(train_keys[1:]))
+    assert fit(copy, "[digit6]", "--data.exclude", str(tmp_path / "excluded.txt")) == 0
+    assert "source digit6: only 1 images; a closed form of so few may reveal them" in caplog.text
+    assert Store.open(copy).read_card("digit6").n == 1
+    tokens = ("--model.compartment", "tokens", "--trainer.max_steps", "2")
+    assert fit(copy, "[digit6]", "--data.exclude", str(tmp_path / "excluded.txt"), *tokens) == 0
+    assert bool(Store.open(copy).read_compartment("digit6")[0]["prompt.tokens"].isfinite().all())
+
+
+def test_seed_changes_prompts_and_their_order_of_training(store: Path, fit: Fit, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    tensors = []
+    for seed in ("0", "1"):
+        options = ("--seed", seed, "--model.compartment", "tokens", "--trainer.max_steps", "2")
+        assert fit(copy, "[digit7]", *options) == 0
+        tensors.append(Store.open(copy).read_compartment("digit7")[0]["prompt.tokens"])
+    assert not torch.equal(*tensors)

@@ -1,0 +1,107 @@
+"""`sample`, by command line: pictures, credits, and noise that belongs to the image, not to its batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdm_lightning.cli import main
+from cdm_lightning.composition import Strategy
+from cdm_lightning.generation import grid
+
+
+def run(store: Path, out: Path, *options: str) -> dict[str, Any]:
+    assert main(["sample", "--store", str(store), "--out", str(out), *options]) == 0
+    return json.loads((out / "credits.json").read_text())  # type: ignore[no-any-return]
+
+
+def pictures(out: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(out.glob("[0-9]*.png"))])
+
+
+@pytest.mark.parametrize("strategy", ["routed", "assign", "draft", "posterior", "uniform"])
+def test_batches_do_not_matter(strategy: Strategy, store: Path, tmp_path: Path) -> None:
+    options = ("--sources", "all", "--n", "64", "--steps", "6", "--churn", "2", "--strategy", strategy)
+    one = run(store, tmp_path / "one", *options, "--batch_size", "1")
+    many = run(store, tmp_path / "many", *options, "--batch_size", "64")
+    difference = np.abs(pictures(tmp_path / "one") - pictures(tmp_path / "many"))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-3
+    assert [image["drawn"] for image in one["images"]] == [image["drawn"] for image in many["images"]]
+
+
+def test_credits_are_what_the_format_says(store: Path, tmp_path: Path) -> None:
+    report = run(store, tmp_path / "out", "--sources", "[digit2, digit0]", "--n", "5", "--steps", "4")
+    assert report["sources"] == ["digit2", "digit0"]
+    assert {"store", "seed", "sampler", "steps", "strategy", "images"} <= set(report)
+    assert [image["file"] for image in report["images"]] == [f"0000{k}.png" for k in range(5)]
+    for image in report["images"]:
+        assert image["drawn"] in ("digit0", "digit2")
+        assert sum(image["credits"].values()) == pytest.approx(1, abs=1e-5)
+        assert len(image["trajectory"]) == 4
+        assert [sigma for sigma, _ in image["trajectory"]] == sorted((s for s, _ in image["trajectory"]), reverse=True)
+        assert all(sum(weights.values()) == pytest.approx(1, abs=1e-5) for _, weights in image["trajectory"])
+
+
+def test_the_switch_saves_network_evaluations(store: Path, tmp_path: Path) -> None:
+    options = ("--sources", "all", "--n", "2", "--steps", "18")
+    routed = run(store, tmp_path / "routed", *options)
+    without = run(store, tmp_path / "without", *options, "--sigma_switch", "inf")
+    assert without["network_evaluations_per_image"] == 35
+    below = sum(sigma <= 1 for sigma, _ in routed["images"][0]["trajectory"])
+    assert routed["network_evaluations_per_image"] == 2 * below
+    assert routed["network_evaluations_per_image"] < 20
+
+
+def test_one_source_is_its_own_credit_and_its_own_sample(store: Path, tmp_path: Path) -> None:
+    report = run(store, tmp_path / "out", "--sources", "[digit1]", "--n", "3", "--steps", "4")
+    assert all(image["credits"] == {"digit1": 1.0} for image in report["images"])
+    run(store, tmp_path / "assign", "--sources", "[digit1]", "--n", "3", "--steps", "4", "--strategy", "assign")
+    assert np.abs(pictures(tmp_path / "out") - pictures(tmp_path / "assign")).max() <= 1
+
+
+def test_seeds_differ_and_repeat(store: Path, tmp_path: Path) -> None:
+    options = ("--sources", "all", "--n", "3", "--steps", "4")
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        run(store, tmp_path / name, *options, "--seed", seed)
+    assert (tmp_path / "a" / "00001.png").read_bytes() == (tmp_path / "b" / "00001.png").read_bytes()
+    assert (tmp_path / "a" / "00001.png").read_bytes() != (tmp_path / "c" / "00001.png").read_bytes()
+
+
+def test_a_smaller_run_leaves_no_picture_of_a_larger_one(store: Path, tmp_path: Path) -> None:
+    run(store, tmp_path / "out", "--sources", "all", "--n", "6", "--steps", "3")
+    run(store, tmp_path / "out", "--sources", "all", "--n", "2", "--steps", "3")
+    assert sorted(path.name for path in tmp_path.glob("out/*.png")) == ["00000.png", "00001.png", "grid.png"]
+
+
+def test_grid_lays_images_out_row_by_row() -> None:
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 64, 64) * 10
+    canvas = grid(images, gap=1)
+    assert canvas.shape == (1, 131, 196)
+    assert [int(canvas[0, 30 + 65 * row, 30 + 65 * column]) for row, column in ((0, 0), (0, 2), (1, 1), (1, 2))] == [
+        0,
+        20,
+        40,
+        255,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sources", "[digit7]"), "unknown source 'digit7'"),
+        (("--sources", "[]"), "no source chosen"),
+        (("--sources", "all", "--n", "0"), "--n is 0; expected at least 1"),
+        (("--sources", "all", "--steps", "1"), "--steps is 1; expected at least 2"),
+    ],
+)
+def test_bad_input(
+    options: tuple[str, ...], said: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "--store", str(store), "--out", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,178 @@
+"""Images. Oracles: round trips over all grey levels, and files that are broken on purpose."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from cdm_lightning.images import (
+    PIXEL_LIMIT,
+    as_tensor,
+    crop_and_resize,
+    decode_image,
+    encode_png,
+    from_uint8,
+    open_image,
+    to_uint8,
+)
+
+LEVELS = torch.arange(256, dtype=torch.uint8)
+
+
+def picture(channels: int, height: int = 7, width: int = 5) -> Tensor:
+    g = torch.Generator().manual_seed(channels)
+    return torch.randint(0, 256, (channels, height, width), generator=g, dtype=torch.uint8)
+
+
+def saved(image: Image.Image, file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format)
+    return buffer.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """Return a small PNG file whose header promises `width` x `height` pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_all_grey_levels_survive_the_round_trip() -> None:
+    x_0 = from_uint8(LEVELS)
+    assert x_0.dtype == torch.float32
+    assert torch.equal(to_uint8(x_0), LEVELS)
+    assert torch.equal(to_uint8(x_0.double()), LEVELS)
+
+
+def test_grey_levels_are_spread_evenly_over_the_range() -> None:
+    torch.testing.assert_close(from_uint8(LEVELS), torch.linspace(-1, 1, 256), rtol=0, atol=1e-6)
+
+
+def test_to_uint8_goes_to_the_nearest_level_and_clips() -> None:
+    x_0, step = from_uint8(LEVELS).double(), 2 / 255
+    assert torch.equal(to_uint8(x_0 + 0.49 * step), LEVELS)
+    assert torch.equal(to_uint8(x_0 - 0.49 * step), LEVELS)
+    assert to_uint8(torch.tensor([-7.0, -1.001, 1.001, 7.0])).tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(channels: int) -> None:
+    image = picture(channels)
+    data = encode_png(image)
+    assert torch.equal(decode_image(data, channels), image)
+    assert data == encode_png(image.clone())
+    assert data != encode_png(255 - image)
+
+
+def test_png_of_a_strided_view_is_that_of_its_copy() -> None:
+    images = torch.stack([picture(3), 255 - picture(3)], dim=-1)
+    assert encode_png(images[..., 1]) == encode_png(images[..., 1].contiguous())
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_luma() -> None:
+    grey, colour = picture(1), picture(3)
+    assert torch.equal(decode_image(encode_png(grey), 3), grey.expand(3, -1, -1))
+    luma = torch.einsum("chw,c->hw", colour.double(), torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))
+    assert (decode_image(encode_png(colour), 1)[0].double() - luma).abs().max() <= 0.501
+
+
+def test_jpeg_is_decoded() -> None:
+    flat = Image.new("RGB", (8, 8), (200, 100, 50))
+    decoded = decode_image(saved(flat, "JPEG"), 3)
+    assert decoded.shape == (3, 8, 8)
+    assert (decoded.double() - torch.tensor([200.0, 100, 50]).reshape(3, 1, 1)).abs().max() <= 3
+
+
+def test_as_tensor_has_channel_height_width() -> None:
+    image = Image.fromarray(picture(3).permute(1, 2, 0).numpy())
+    assert torch.equal(as_tensor(image, 3), picture(3))
+    assert as_tensor(image, 1).shape == (1, 7, 5)
+    assert as_tensor(image, 3).is_contiguous()
+
+
+def test_crop_and_resize_of_the_exact_size_is_the_identity() -> None:
+    image = Image.fromarray(picture(3, 6, 6).permute(1, 2, 0).numpy())
+    assert torch.equal(as_tensor(crop_and_resize(image, 6), 3), picture(3, 6, 6))
+
+
+@pytest.mark.parametrize(("height", "width", "top", "left"), [(6, 10, 0, 2), (11, 6, 2, 0), (6, 7, 0, 0)])
+def test_crop_is_the_largest_centred_square(height: int, width: int, top: int, left: int) -> None:
+    pixels = picture(3, height, width)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    expected = pixels[:, top : top + 6, left : left + 6]
+    assert torch.equal(as_tensor(crop_and_resize(image, 6), 3), expected)
+
+
+@pytest.mark.parametrize("size", [1, 5, 32, 200])
+def test_resize_keeps_flat_colour_and_gives_the_size(size: int) -> None:
+    resized = as_tensor(crop_and_resize(Image.new("RGB", (40, 33), (250, 7, 128)), size), 3)
+    assert torch.equal(resized, torch.tensor([250, 7, 128], dtype=torch.uint8).reshape(3, 1, 1).expand(3, size, size))
+
+
+def test_resize_averages_fine_patterns_away() -> None:
+    """A chequerboard becomes grey; without antialiasing it becomes a coarser chequerboard, or black."""
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    small = as_tensor(crop_and_resize(Image.fromarray(board.astype(np.uint8)), 8), 1)
+    assert (small.double() - 127.5).abs().max() < 8
+
+
+@pytest.mark.parametrize(("width", "height"), [(8001, 8000), (64_000_001, 1)])
+def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded(width: int, height: int) -> None:
+    assert width * height > PIXEL_LIMIT
+    with pytest.raises(ValueError, match=f"{width}x{height} pixels are more than {PIXEL_LIMIT}"):
+        open_image(png_of_size(width, height))
+
+
+def test_a_bomb_is_refused() -> None:
+    with pytest.raises(ValueError, match="no readable PNG or JPEG image"):
+        open_image(png_of_size(60000, 60000))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"junk", bytes(1000), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", saved(Image.new("L", (4, 4)), "GIF")],
+    ids=["empty", "text", "zeros", "png signature", "jpeg start", "gif"],
+)
+def test_junk_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no readable PNG or JPEG image"):
+        decode_image(data, 3)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_cut_file_is_refused(file_format: str) -> None:
+    g = np.random.default_rng(0)
+    data = saved(Image.fromarray(g.integers(0, 256, (40, 40, 3), dtype=np.uint8)), file_format)
+    for cut in range(0, len(data) - 20, len(data) // 25):
+        with pytest.raises(ValueError, match="no readable PNG or JPEG image"):
+            decode_image(data[:cut], 3)
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+FILES = [saved(Image.fromarray(NOISE), kind) for kind in ("PNG", "JPEG")] + [
+    saved(Image.fromarray(NOISE).quantize(16), "PNG")
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.sampled_from(FILES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6))
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_a_damaged_file_is_decoded_or_refused_with_a_value_error(data: bytes, hits: list[tuple[float, int]]) -> None:
+    damaged = bytearray(data)
+    for place, value in hits:
+        damaged[int(place * (len(data) - 1))] = value
+    try:
+        image = decode_image(bytes(damaged), 3)
+    except ValueError as error:
+        assert "image" in str(error) or "pixels" in str(error)
+    else:
+        assert image.shape[0] == 3
