@@ -17,7 +17,8 @@ def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
     figure = Figure(figsize=(1.6 + 0.7 * n, 0.5 + 0.75 * len(rows)), dpi=120)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
-        strip = torch.cat(list(to_uint8(images)), dim=-1).permute(1, 2, 0).cpu().numpy()
+        framed = torch.nn.functional.pad(to_uint8(images), (0, 1), value=255)
+        strip = torch.cat(list(framed), dim=-1)[..., :-1].permute(1, 2, 0).cpu().numpy()
         axis.imshow(strip if strip.shape[2] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=255)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -222,7 +222,9 @@ def test_draft_hands_the_weights_to_one_pass() -> None:
 
 
 @pytest.mark.parametrize("kind", [dict, Rows, Trained])
-def test_draft_is_refused_where_no_network_can_finish(kind: Callable[[dict[str, Points]], Mapping[str, Points]]) -> None:
+def test_draft_is_refused_where_no_network_can_finish(
+    kind: Callable[[dict[str, Points]], Mapping[str, Points]],
+) -> None:
     parts = data_sets()
     with pytest.raises(BadInput, match="strategy 'draft' needs a guided backbone and compartments without a prompt"):
         ComposedDenoiser(kind(parts), parts, {"a": 1.0, "b": 1.0, "c": 1.0}, "draft")

@@ -97,7 +97,9 @@ def test_log_density_is_that_of_the_dense_normal_laws(sigma: float, clusters: in
     mixed = mixture(1, clusters, rank)
     x = noised(mixed, sigma)
     expected = dense_log_density(mixed, x, sigma)
-    torch.testing.assert_close(mixed.log_density(x, torch.full((5,), sigma, dtype=torch.float64)), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        mixed.log_density(x, torch.full((5,), sigma, dtype=torch.float64)), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, DIMENSION - 1), st.floats(-4.0, 4.4))

@@ -58,7 +58,9 @@ def test_numbers_of_an_image_depend_on_seed_index_and_purpose_alone() -> None:
 
 
 def test_numbers_are_pinned() -> None:
-    assert normal((3,), generator("golden")).tolist() == pytest.approx([1.2013291120529175, 0.07784048467874527, 1.4843164682388306], rel=1e-6)
+    assert normal((3,), generator("golden")).tolist() == pytest.approx(
+        [1.2013291120529175, 0.07784048467874527, 1.4843164682388306], rel=1e-6
+    )
 
 
 def test_normal_has_the_moments_of_the_normal_law() -> None:

@@ -1,0 +1,60 @@
+"""The opponent of the guided backbone: a plain EDM network, trained on one set of images, or tuned to another."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.backbone import Backbone
+from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN, edm_denoise, edm_scale, per_image
+from cdm_lightning.ema import EMA
+from cdm_lightning.loss import denoising_loss, draw_sigma
+from cdm_lightning.module import learning_rate_factor
+from cdm_lightning.packing import build_backbone
+from cdm_lightning.seeding import generator
+from cdm_lightning.tensor_files import read_tensors, write_tensors
+
+REPORT_EVERY = 200
+
+
+def plain_network(metadata: dict[str, dict[str, object]]) -> Backbone:
+    """Return a fresh network of the size that a store's backbone has, without the guide."""
+    backbone = metadata["backbone"]
+    init_args = backbone["init_args"]
+    assert isinstance(init_args, dict)
+    network = build_backbone(str(backbone["class_path"]), init_args | {"guided": False})
+    network.initialize(generator(0, "plain", "start"))
+    return network
+
+
+def train_plain(network: Backbone, images: Tensor, *, steps: int, rate: float, batch: int, name: str) -> None:
+    """Train every parameter, by the same loss, noise law, optimizer, schedule and EMA as a fit does."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
+    ema = EMA(network, 0.999)
+    for step in range(steps):
+        draw = generator(0, name, "train", step)
+        x_0 = images[torch.randint(len(images), (batch,), generator=draw)]
+        sigma = draw_sigma(batch, SIGMA_MIN, SIGMA_MAX, draw)
+        x = x_0 + per_image(sigma, x_0) * torch.randn(x_0.shape, generator=draw)
+        loss = denoising_loss(edm_denoise(network, x, sigma), x_0, edm_scale(sigma)).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        ema.update()
+        if step % REPORT_EVERY == 0:
+            print(f"{name}: step {step} of {steps}, loss {float(loss):.3f}", flush=True)
+    ema.apply_average()
+
+
+def cached(network: Backbone, path: Path, train: Callable[[], None]) -> None:
+    """Load the network from `path`, or train it and write it there: a run that was cut goes on."""
+    if not path.exists():
+        train()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, network.state_dict(), {})
+    network.load_state_dict(read_tensors(path)[0])
+    network.eval()

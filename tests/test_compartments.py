@@ -1,0 +1,234 @@
+"""The opened compartments. Oracle: one image, one source, one call at a time."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdm_lightning.backbone import UViT
+from cdm_lightning.compartments import Compartment, Compartments
+from cdm_lightning.composition import ComposedDenoiser, DraftDenoiser, RowDenoiser
+from cdm_lightning.denoiser import edm_denoise, guided_denoise
+from cdm_lightning.drafts import DraftError
+from cdm_lightning.evidence import Calibration
+from cdm_lightning.gaussians import Gaussians, Strength
+from cdm_lightning.prompts import Tokens
+from cdm_lightning.public import Public
+from cdm_lightning.sampling import karras_sigmas, sample
+
+SHAPE = (1, 8, 8)
+SWITCH = 1.0
+SIZES = {"two": 40, "none": 25, "three": 200, "plain": 25, "also_two": 60}
+TOKENS = {"two": 2, "three": 3, "also_two": 2}
+SOURCES = list(SIZES)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(guided: bool) -> UViT:
+    """Return a backbone of random weights, large enough that guide, prompt and time all matter."""
+    made = UViT(image_size=8, channels=1, guided=guided, patch_size=4, width=16, depth=3, heads=2)
+    made.initialize(generator(0))
+    with torch.no_grad():
+        for k, parameter in enumerate(made.parameters()):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator(k)))
+    return made.eval().requires_grad_(False)
+
+
+def closed_form(seed: int) -> Gaussians:
+    g = generator(seed)
+    centre = 0.3 * torch.randn(1, *SHAPE, generator=g)
+    return Gaussians.fit(centre + 0.3 * torch.randn(30, *SHAPE, generator=g), seed=0, rank=6)
+
+
+def public() -> Public:
+    error = torch.tensor([[0.05, 0.3, 0.6], [0.03, 0.2, 0.5]])
+    draft_error = DraftError(torch.tensor([20.0, 100.0]), torch.tensor([0.01, 0.5, 80.0]), error)
+    return Public(closed_form(99), Strength(), draft_error, Calibration.none(), SWITCH, 6)
+
+
+def prompt(source: str) -> Tokens | None:
+    if source not in TOKENS:
+        return None
+    made = Tokens((3, 16), TOKENS[source], generator(len(source)))
+    with torch.no_grad():
+        made.tokens.mul_(50)
+    return made
+
+
+def opened(guided: bool = True, sources: list[str] = SOURCES, switch: float = SWITCH) -> Compartments:
+    parts = {s: Compartment(SIZES[s], closed_form(SOURCES.index(s)), prompt(s)) for s in sources}
+    return Compartments(network(guided), parts, public(), guided, switch)
+
+
+@dataclass
+class OneByOne:
+    """The slow version: D_i of one image, from the definition."""
+
+    compartments: Compartments
+
+    def __call__(self, x: Tensor, sigma: float, source: str) -> Tensor:
+        own = self.compartments.compartments[source]
+        level = torch.tensor([sigma])
+        draft = own.closed_form.denoise(x[None], level)
+        if sigma >= self.compartments.sigma_switch:
+            return draft[0]
+        tokens = None if own.prompt is None else own.prompt.tokens.detach()[None]
+        if not self.compartments.guided:
+            return edm_denoise(self.compartments.network, x[None], level, prompt=tokens)[0]
+        error = self.compartments.public.error.at(level, torch.tensor([float(own.n)]))
+        return guided_denoise(self.compartments.network, x[None], level, draft, error, prompt=tokens)[0]
+
+
+def mixed_rows(n: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows of every source, in disorder, at levels above, at and below the switch."""
+    order = torch.randperm(n, generator=generator(5))
+    sigma = torch.tensor([0.01, 0.3, 0.999, 1.0, 1.5, 80.0]).repeat(n // 6)[order]
+    source = torch.arange(len(SOURCES)).repeat_interleave(n // len(SOURCES))[order.flip(0)]
+    return torch.randn(n, *SHAPE, generator=generator(6)) * (0.5 + sigma[:, None, None, None]), sigma, source
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@torch.inference_mode()
+def test_rows_equal_one_call_for_each(guided: bool) -> None:
+    compartments, (x, sigma, source) = opened(guided), mixed_rows()
+    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments)
+    for k in range(len(x)):
+        expected = slow(x[k], float(sigma[k]), SOURCES[int(source[k])])
+        torch.testing.assert_close(rows[k], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_prompt_guide_level_and_source_all_matter() -> None:
+    """So that the comparison with one call for each means something."""
+    compartments, x, sigma = opened(), torch.randn(1, *SHAPE, generator=generator(1)), torch.tensor([0.3])
+    denoised = [compartments[source](x, sigma) for source in SOURCES]
+    differences = torch.cdist(torch.cat(denoised).flatten(1), torch.cat(denoised).flatten(1))
+    assert (differences + torch.eye(5)).min() > 1e-2
+    own = compartments.compartments["two"]
+    bare = Compartments(network(True), {"two": Compartment(own.n, own.closed_form)}, public(), True, SWITCH)
+    assert (bare["two"](x, sigma) - denoised[0]).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_a_source_is_a_callable_of_its_own() -> None:
+    compartments, (x, sigma, _) = opened(), mixed_rows(6 * 5)
+    assert list(compartments) == SOURCES
+    assert len(compartments) == 5
+    for i, source in enumerate(SOURCES):
+        rows = compartments.rows(x, sigma, torch.full((len(x),), i))
+        torch.testing.assert_close(compartments[source](x, sigma), rows, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="is not in list"):
+        compartments["nobody"]
+
+
+@torch.inference_mode()
+def test_network_evaluations_are_counted_below_the_switch_alone() -> None:
+    compartments, (x, sigma, source) = opened(), mixed_rows()
+    compartments.rows(x, sigma, source)
+    assert compartments.evaluations == int((sigma < SWITCH).sum()) == 15
+    compartments.rows(x[:3], torch.full((3,), 5.0), source[:3])
+    assert compartments.evaluations == 15
+    compartments["none"](x[:2], torch.full((2,), 0.5))
+    assert compartments.evaluations == 17
+
+
+@torch.inference_mode()
+def test_with_an_endless_switch_the_network_denoises_everything() -> None:
+    compartments, (x, sigma, source) = opened(switch=math.inf), mixed_rows()
+    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments)
+    assert compartments.evaluations == 30
+    for k in range(0, 30, 4):
+        expected = slow(x[k], float(sigma[k]), SOURCES[int(source[k])])
+        torch.testing.assert_close(rows[k], expected, rtol=1e-4, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_finish_of_one_source_is_that_source() -> None:
+    compartments = opened(sources=["none", "plain"])
+    x = torch.randn(4, *SHAPE, generator=generator(1))
+    for sigma in (0.01, 0.5, 1.0, 20.0):
+        level = torch.full((4,), sigma)
+        for i in range(2):
+            weights = torch.zeros(2, 4)
+            weights[i] = 1
+            expected = compartments.rows(x, level, torch.full((4,), i))
+            torch.testing.assert_close(compartments.finish(x, level, weights), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_finish_is_guided_by_the_mixed_draft_and_its_root_mean_square_error() -> None:
+    compartments = opened(sources=["none", "plain"])
+    compartments.compartments["plain"] = Compartment(100, closed_form(3))
+    x, level = torch.randn(3, *SHAPE, generator=generator(1)), torch.full((3,), 0.2)
+    weights = torch.tensor([[0.25, 0.5, 1.0], [0.75, 0.5, 0.0]])
+    drafts = [part.closed_form.denoise(x, level) for part in compartments.compartments.values()]
+    draft = weights[0][:, None, None, None] * drafts[0] + weights[1][:, None, None, None] * drafts[1]
+    errors = [compartments.public.error.at(level, torch.full((3,), n)) for n in (25.0, 100.0)]
+    error = (weights[0] * errors[0] ** 2 + weights[1] * errors[1] ** 2).sqrt()
+    expected = guided_denoise(compartments.network, x, level, draft, error)
+    torch.testing.assert_close(compartments.finish(x, level, weights), expected, rtol=1e-5, atol=1e-5)
+    assert compartments.evaluations == 3
+    above = torch.full((3,), 2.0)
+    drafts = [part.closed_form.denoise(x, above) for part in compartments.compartments.values()]
+    draft = weights[0][:, None, None, None] * drafts[0] + weights[1][:, None, None, None] * drafts[1]
+    torch.testing.assert_close(compartments.finish(x, above, weights), draft, rtol=0, atol=1e-6)
+    assert compartments.evaluations == 3
+
+
+def test_only_guided_compartments_without_prompts_can_finish() -> None:
+    assert opened(sources=["none", "plain"]).can_finish
+    assert not opened(sources=["none", "two"]).can_finish
+    assert not opened(guided=False, sources=["none", "plain"]).can_finish
+    assert isinstance(opened(), RowDenoiser)
+    assert isinstance(opened(), DraftDenoiser)
+
+
+def test_prior_is_the_share_of_the_images() -> None:
+    prior = opened().prior()
+    assert prior == {source: n / 350 for source, n in SIZES.items()}
+    assert math.fsum(prior.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_evidence_is_that_of_each_closed_form() -> None:
+    compartments, x, sigma = opened(), torch.randn(2, *SHAPE, generator=generator(1)), torch.tensor([0.5, 3.0])
+    for source, evidence in compartments.evidence().items():
+        expected = compartments.compartments[source].closed_form.log_density(x, sigma)
+        assert torch.equal(evidence.log_density(x, sigma), expected)
+        assert evidence.sigma_switch == SWITCH
+
+
+@pytest.mark.parametrize(("strategy", "calls"), [("routed", 1), ("assign", 1), ("posterior", None), ("draft", 1)])
+@torch.inference_mode()
+def test_a_step_below_the_switch_costs_two_network_evaluations_and_above_it_none(
+    strategy: str, calls: int | None
+) -> None:
+    compartments = opened(sources=["none", "plain"])
+    composed = ComposedDenoiser(
+        compartments,
+        compartments.evidence(),
+        compartments.prior(),
+        strategy,  # type: ignore[arg-type]
+        SWITCH,
+    )
+    trajectory, grid = composed.start(0, range(6)), karras_sigmas(10, through=SWITCH)
+    x_0 = sample(trajectory, torch.randn(6, *SHAPE, generator=generator(2)), grid, on_step=trajectory.on_step)
+    assert x_0.isfinite().all()
+    below = 2 * int(
+        ((grid < SWITCH) & (grid > 0)).sum()
+    )  # the step that begins at the switch has one, the last has one
+    if calls is not None:
+        assert compartments.evaluations == 6 * below
+    else:
+        assert 6 * below <= compartments.evaluations <= 12 * below
+
+
+@torch.inference_mode()
+def test_an_image_does_not_depend_on_the_rows_beside_it() -> None:
+    compartments, (x, sigma, source) = opened(), mixed_rows()
+    rows, some = compartments.rows(x, sigma, source), torch.tensor([3, 17, 8])
+    torch.testing.assert_close(compartments.rows(x[some], sigma[some], source[some]), rows[some], rtol=1e-4, atol=1e-4)

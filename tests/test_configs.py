@@ -1,0 +1,79 @@
+"""Every shipped configuration parses, by its bare name, from anywhere; misspelt options are told."""
+
+from pathlib import Path
+
+import pytest
+
+from cdm_lightning.cli import main
+from cdm_lightning.fit_command import fit_parser
+
+CONFIGS = sorted(path.name for path in (Path(__file__).parent.parent / "configs").glob("*_shards.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_parse_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = fit_parser().parse_args(["--config", name])
+    assert config.store == f"stores/{name.removesuffix('_shards.yaml')}"
+    assert config.model.guide in ("closed_form", "none")
+    backbone = config.model.backbone.init_args
+    assert (backbone.image_size, backbone.channels) == (config.data.image_size, config.data.channels)
+    assert backbone.guided == (config.model.guide == "closed_form")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_debug_cuts_every_phase_to_20_steps(name: str) -> None:
+    config = fit_parser().parse_args(["--config", name, "--config", "debug.yaml"])
+    assert (config.model.backbone_steps, config.trainer.max_steps) == (20, 20)
+
+
+def test_the_working_folder_and_the_named_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "mine.yaml").write_text("seed: 5\n")
+    monkeypatch.setenv("CDM_CONFIG_PATH", str(tmp_path / "named"))
+    assert fit_parser().parse_args(["--config", "mine.yaml"]).seed == 5
+    (tmp_path / "mine.yaml").write_text("seed: 6\n")
+    assert fit_parser().parse_args(["--config", "mine.yaml"]).seed == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "--config", "cifar_shard.yaml"], "did you mean 'cifar_shards.yaml'?"),
+        (["fit", "--model.guid", "none"], "unrecognized arguments: --model.guid none; did you mean 'model.guide'?"),
+        (["fit", "--trainer.max_step", "3"], "did you mean 'trainer.max_steps'?"),
+        (["fit", "--model.backbone.init_args.widht", "8"], "Option 'widht' is not accepted; did you mean 'width'?"),
+        (["fit", "--model.guide", "open_form"], "Expected a one of ['closed_form', 'none']. Got value: open_form"),
+        (["fit", "--model.backbone.class_path", "os.system"], "'os.system' is outside the allowed packages"),
+        (["shards", "--from", "digit", "--out", "x"], "Expected a one of"),
+        (["sample", "--store", "x", "--out", "y"], "required: sources"),
+        (["sampel"], "unknown command 'sampel'; did you mean 'sample'?"),
+        (["store", "lists", "--store", "x"], "store needs an action"),
+    ],
+)
+def test_misspelt_options_are_told_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as exit:
+        code = exit.code  # type: ignore[assignment]
+    assert code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_a_misspelt_key_in_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wrong.yaml").write_text("model:\n  backbone_step: 3\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", str(tmp_path / "wrong.yaml")])
+    assert exit.value.code == 2
+    assert "did you mean 'model.backbone_steps'?" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("fit", "shards", "sample", "store"))
