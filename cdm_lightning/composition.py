@@ -76,7 +76,9 @@ class ComposedDenoiser:
         sigma_switch: float = 1.0,
     ) -> None:
         if not set(denoisers) == set(evidence) == set(prior) or not denoisers:
-            raise ValueError(f"sources differ: denoisers {list(denoisers)}, evidence {list(evidence)}, {list(prior)}")
+            raise ValueError(
+                f"sources differ: denoisers {list(denoisers)}, evidence {list(evidence)}, prior {list(prior)}"
+            )
         if min(prior.values()) <= 0:
             raise ValueError(f"every prior must be positive, but got {dict(prior)}")
         if strategy not in get_args(Strategy):
@@ -95,7 +97,8 @@ class ComposedDenoiser:
 
     def weights(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the posterior w_i(x; sigma) [source, batch], in the order of `sources`."""
-        evidence = torch.stack([self.evidence[source].log_density(x, sigma, label) for source in self.sources])
+        given = () if label is None else (label,)
+        evidence = torch.stack([self.evidence[source].log_density(x, sigma, *given) for source in self.sources])
         return mixture_weights(evidence, self.prior.log().to(evidence))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -109,7 +112,7 @@ class ComposedDenoiser:
 
     def mixed(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
         """Return sum_i w_i D_i(x; sigma) for weights [source, batch]; negligible pairs are not evaluated."""
-        source, image = (weights > NEGLIGIBLE).nonzero(as_tuple=True)
+        source, image = (~(weights <= NEGLIGIBLE)).nonzero(as_tuple=True)  # a NaN is kept, so that it shows
         rows = self.rows(x[image], sigma[image], source)
         return torch.zeros_like(x).index_add(0, image, per_image(weights[source, image], x).to(x.dtype) * rows)
 

@@ -110,7 +110,7 @@ class PseudoSources:
         return self.images[self._hashed(rows, "prior")[:PRIOR_IMAGES]]
 
     def outside_fold(self, group: int, fold: int, size: int) -> Tensor:
-        """Return `size` images of a group that are not in `fold`, chosen by hash of the key."""
+        """Return `size` images of a group that are not in `fold`, chosen by hash of the key; all, if they are fewer."""
         rows = ((self.group == group) & (self.fold != fold)).nonzero()[:, 0]
         return self.images[self._hashed(rows, f"draft-{size}")[:size]]
 
@@ -119,9 +119,9 @@ class PseudoSources:
         return self.images[((self.group == group) & (self.fold == fold)).nonzero()[:count, 0]]
 
     def sizes(self) -> list[int]:
-        """Return the numbers of images behind the drafts: SIZES that every group can give, and the largest possible."""
-        counts = [int(((self.group == g) & (self.fold != f)).sum()) for g in self.groups() for f in range(FOLDS)]
-        return [size for size in SIZES if size < min(counts)] + [max(counts)]
+        """Return the numbers of images behind the drafts: those of SIZES that some group can give, and the largest."""
+        largest = max(int(((self.group == g) & (self.fold != f)).sum()) for g in self.groups() for f in range(FOLDS))
+        return [size for size in SIZES if size < largest] + [largest]
 
     def _hashed(self, rows: Tensor, purpose: str) -> Tensor:
         order = sorted(rows.tolist(), key=lambda row: stable_hash(purpose, self.keys[row]))

@@ -266,14 +266,23 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
-    compartments = {}
-    for source in store.sources():
-        compartments[source] = unpack_compartment(*store.read_compartment(source))
+    compartments = finished_compartments(store)
     module.begin_composed(phase, public, compartments)
     batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+
+
+def finished_compartments(store: Store) -> dict[str, Compartment]:
+    """Return the compartments of the store by source; a damaged one is left out, and told."""
+    compartments = {}
+    for source in store.sources():
+        try:
+            compartments[source] = unpack_compartment(*store.read_compartment(source))
+        except StoreError as error:
+            log.warning("validation without source %s: %s", source, error)
+    return compartments
 
 
 def heldout_batches(data: SourceData, sources: list[str]) -> list[dict[str, Any]]:

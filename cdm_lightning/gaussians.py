@@ -33,7 +33,7 @@ class Gaussians:
     Attributes:
         log_share: [cluster], log of the share of the samples that each cluster holds.
         mean: [cluster, dimension], in units of x_0.
-        basis: [cluster, dimension, rank], orthonormal columns.
+        basis: [cluster, dimension, rank], orthonormal columns; those that few samples cannot fill are zero.
         variance: [cluster, rank], variance along each column, at least `rest`.
         rest: [cluster], variance in every other direction.
         shape: (channel, height, width) of an image.

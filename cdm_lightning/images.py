@@ -1,6 +1,7 @@
 """Images: grey levels 0..255 <-> x_0 in [-1, 1], exactly; PNG bytes; centre crop and resize."""
 
 import io
+import warnings
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ def open_image(data: bytes) -> Image.Image:
         ValueError: the bytes are no PNG or JPEG image, or it has more than `PIXEL_LIMIT` pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > PIXEL_LIMIT:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {PIXEL_LIMIT}")
         image.load()

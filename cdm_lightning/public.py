@@ -108,6 +108,8 @@ def _nats(pseudo: PseudoSources, priors: list[Gaussians], strength: Strength, se
         noise = torch.randn(x_0.shape, generator=generator(seed, "public", "strength", group))
         for size in [size for size in pseudo.sizes() if size <= max(SIZES)] or pseudo.sizes():
             images = pseudo.outside_fold(group, 0, size)
+            if len(images) == 0:
+                continue
             draft = Gaussians.fit(images, seed=seed, public=priors[group], strength=strength, rank=rank)
             total += float((denoising_errors(draft, x_0, noise, sigma) / sigma.square()).sum())
     return total
@@ -121,7 +123,7 @@ def fit_calibration(drafts: Drafts, seed: int, sigma_switch: float) -> Calibrati
     """
     pseudo, largest = drafts.pseudo, len(drafts.sizes) - 1
     top = min(sigma_switch, 1.0)
-    levels = torch.logspace(math.log10(10 * SIGMA_MIN), math.log10(top), 9)
+    levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), 9)
     images = [pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT) for group in pseudo.groups()]
     x_0 = torch.cat(images)
     true = torch.cat([torch.full((len(some),), group) for group, some in enumerate(images)])

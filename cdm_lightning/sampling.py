@@ -67,9 +67,14 @@ def sample(
         on_step: called at the start of every step with x [batch, ...] and its level sigma [batch].
         churn: none is the deterministic sampler.
 
+    Raises:
+        ValueError: there is churn, but no generator.
+
     Returns:
         x at the last level, in the dtype of `noise`; at level 0 the sample in [-1, 1], not clipped.
     """
+    if churn is not None and churn.amount > 0 and generator is None:
+        raise ValueError("churn needs a generator")
     x = noise * float(sigmas[0])
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         if on_step is not None:

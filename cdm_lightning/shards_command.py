@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.parser import Parser, new_parser
+from datamodules.splits import default_split
 from datamodules.writer import write_shards
 
 IMAGE_DEFAULTS = {"digits": (8, 1), "fashion_mnist": (28, 1), "cifar10": (32, 3), "folder": (32, 3), "list": (32, 3)}
@@ -21,7 +22,12 @@ def shards_parser() -> Parser:
         "--input", type=str | None, default=None, help="folder of images, CSV file, or folder of a torchvision data set"
     )
     parser.add_argument("--out", type=str, required=True, help="gets one folder per source")
-    parser.add_argument("--split", type=str, default="class", help="what makes a source: class, folder, list, random:N")
+    parser.add_argument(
+        "--split",
+        type=str | None,
+        default=None,
+        help="what makes a source: class, folder, list, random:N; by default the owners that it names, or class",
+    )
     parser.add_argument("--size", type=int | None, default=None, help="height and width; by default the data set's")
     parser.add_argument("--channels", type=Literal[1, 3] | None, default=None, help="1 grey, 3 colour; as --size")
     parser.add_argument("--shards-per-source", type=int, default=4, help="tars that a source's samples are spread over")
@@ -51,7 +57,7 @@ def write_from(config: Any) -> None:
         out,
         from_=origin,
         input=config.input,
-        split=config.split,
+        split=config.split or default_split(origin),
         image_size=config.size or size,
         channels=config.channels or channels,
         public_classes=config.public_classes,

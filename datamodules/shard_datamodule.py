@@ -15,7 +15,7 @@ from datamodules import manifest as manifests
 from datamodules.manifest import MANIFEST, ImageShape, Manifest, Sample
 from datamodules.names import PUBLIC, is_key
 from datamodules.plan import Plan, check_at_least
-from datamodules.splits import TRAIN, Part
+from datamodules.splits import TRAIN, Part, default_split
 from datamodules.stages import Batch, check_complete, decode_batch, keep, whole_shard
 from datamodules.stream import Share, SourceStream
 from datamodules.writer import write_planned
@@ -29,7 +29,8 @@ class ShardDataModule(lightning.LightningDataModule):
         from_: where the images come from.
         input: folder of the images (from folder), CSV file path,source,label (from list), or the folder where a
             data set of torchvision lies or is downloaded to (data/torchvision unless given).
-        split: what makes a source: class, folder, list, or random:N for N random parts.
+        split: what makes a source: class, folder, list, or random:N for N random parts; by default folder and list
+            for such origins, otherwise class.
         sources: the sources to use: all, a list of names, or names with commas between them.
         public_classes: labels, or indices of classes, whose images make up the public source.
         public_fraction: fraction of every class that goes to the public source.
@@ -51,7 +52,7 @@ class ShardDataModule(lightning.LightningDataModule):
         root: str = "data/digits",
         from_: Literal["cifar10", "fashion_mnist", "digits", "folder", "list"] = "digits",
         input: str | None = None,
-        split: str = "class",
+        split: str | None = None,
         sources: str | list[str] = "all",
         public_classes: list[str | int] | None = None,
         public_fraction: float = 0.0,
@@ -70,7 +71,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.plan = Plan(
             from_,
             input,
-            split,
+            split or default_split(from_),
             image_size,
             channels,
             public_classes or [],

@@ -15,6 +15,11 @@ HELDOUT: Final = "heldout"
 SPLITS = ("class", "folder", "list", "random:N")
 
 
+def default_split(from_: str) -> str:
+    """Return what makes a source unless it is said: the owners that an origin names, or the classes of a data set."""
+    return from_ if from_ in ("folder", "list") else "class"
+
+
 def check_split(split: str) -> None:
     """Raise BadInput unless `split` is class, folder, list or random:N with N >= 1."""
     if split not in SPLITS[:3] and not re.fullmatch(r"random:[1-9][0-9]*", split):

@@ -98,6 +98,21 @@ def test_prior_is_scaled_to_one_and_moves_the_weights() -> None:
     torch.testing.assert_close(composed.weights(x, level), expected / expected.sum(0), rtol=0, atol=1e-12)
 
 
+class ByClass(Points):
+    """Evidence that knows the label."""
+
+    def log_density(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        return torch.zeros(len(x)) if label is None else label.double() * len(self.points)
+
+
+def test_labels_reach_the_evidence() -> None:
+    evidence = {"a": ByClass(torch.zeros(1, *SHAPE)), "b": ByClass(torch.zeros(3, *SHAPE))}
+    composed = ComposedDenoiser(dict(evidence), evidence, {"a": 0.5, "b": 0.5}, "posterior")
+    weights = composed.weights(torch.zeros(2, *SHAPE), torch.ones(2), torch.tensor([0, 1]))
+    expected = torch.tensor([[0.5, 1 / (1 + math.exp(2))], [0.5, 1 / (1 + math.exp(-2))]], dtype=torch.float64)
+    torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)
+
+
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     sources, batch = draw(st.integers(1, 5)), draw(st.integers(0, 4))
@@ -412,6 +427,16 @@ def test_a_source_of_no_weight_is_never_drawn() -> None:
     assert trajectory.drawn.unique().tolist() == [0]
 
 
+def test_not_even_the_smallest_draw_takes_a_source_of_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.zeros((), dtype=torch.float64))
+    near, far = Points(torch.zeros(1, 1, 2, 2)), Points(torch.ones(1, 1, 2, 2))
+    parts = {"far": far, "near": near}
+    trajectory = ComposedDenoiser(parts, parts, {"far": 0.5, "near": 0.5}, "routed").start(0, [0])
+    trajectory.on_step(near.points, torch.full((1,), 0.01))
+    assert trajectory.drawn is not None
+    assert trajectory.drawn.tolist() == [1]
+
+
 def follow(trajectory_of: ComposedDenoiser, levels: list[float], on_step: bool) -> list[list[int] | None]:
     """Return what is drawn after each level, as x moves about."""
     trajectory, course = trajectory_of.start(0, range(30)), []
@@ -464,7 +489,7 @@ def test_a_trajectory_mixes_before_its_draw_and_follows_one_source_after_it() ->
 
 def compose_plane(x: Tensor, sigma: Tensor) -> Tensor:
     joint = torch.stack([math.log(PRIOR[s]) + PLANE[s].log_density(x, sigma) for s in PLANE]).softmax(0)
-    return sum(w[:, None, None, None] * part.denoise(x, sigma) for w, part in zip(joint, PLANE.values(), strict=True))
+    return torch.einsum("sb,sb...->b...", joint, torch.stack([part.denoise(x, sigma) for part in PLANE.values()]))
 
 
 def test_a_single_source_is_itself_under_every_strategy() -> None:

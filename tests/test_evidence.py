@@ -66,6 +66,13 @@ def test_evidence_below_the_floor_is_that_of_the_floor() -> None:
     torch.testing.assert_close(evidence, at_floor, rtol=1e-12, atol=0)
 
 
+def test_a_floor_above_the_switch_is_not_felt_above_the_switch() -> None:
+    gaussians, x, sigma = noised([1.0, 1.2, 3.0])
+    calibration = Calibration(CALIBRATION.sigma, CALIBRATION.temperature, 2.0)
+    evidence = GaussianEvidence(gaussians, calibration, SWITCH).log_density(x, sigma)
+    torch.testing.assert_close(evidence, gaussians.log_density(x, sigma), rtol=0, atol=0)
+
+
 def test_every_image_of_a_batch_is_above_or_below_by_itself() -> None:
     gaussians, x, sigma = noised([0.05, 5.0, 0.5, 1.0])
     evidence = GaussianEvidence(gaussians, CALIBRATION, SWITCH)

@@ -172,7 +172,6 @@ def test_a_damaged_file_is_decoded_or_refused_with_a_value_error(data: bytes, hi
         damaged[int(place * (len(data) - 1))] = value
     try:
         image = decode_image(bytes(damaged), 3)
-    except ValueError as error:
-        assert "image" in str(error) or "pixels" in str(error)
-    else:
-        assert image.shape[0] == 3
+    except ValueError:
+        return
+    assert image.shape[0] == 3

@@ -17,7 +17,7 @@ def test_hashes_are_pinned() -> None:
 
 
 def test_hash_is_the_first_63_bits_of_sha256() -> None:
-    digest = hashlib.sha256("seed\x1f3\x1f-4".encode()).hexdigest()
+    digest = hashlib.sha256(b"seed\x1f3\x1f-4").hexdigest()
     assert stable_hash("seed", 3, -4) == int(digest[:16], 16) // 2
 
 
