@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks import AttributionMatrix, PhaseProgressBar, SampleGrid
 from cdm_lightning.errors import BadInput
-from cdm_lightning.module import CompartmentalizedDiffusion, Phase
+from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.phase import Phase
 from datamodules import ShardDataModule
 
 TRAINER_DEFAULTS = {
@@ -82,7 +83,7 @@ def check_trainer(trainer: Namespace) -> None:
 
 
 class ConfiguredRecipe:
-    """Makes every phase's objects afresh from a parsed configuration; see `cdm_lightning.fitting.Recipe`."""
+    """Makes every phase's objects afresh from a parsed configuration; see `cdm_lightning.recipe.Recipe`."""
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config

@@ -1,74 +1,35 @@
 """Fit: the backbone on `public` if the store has none, then each source from its own data alone, one after another."""
 
-import json
 import logging
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.card import Card
 from cdm_lightning.compartments import Compartment
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.drafts import Drafts, PseudoSources
-from cdm_lightning.errors import BadInput, ShardError, StoreError
+from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
-from cdm_lightning.module import CompartmentalizedDiffusion, Phase
-from cdm_lightning.packing import (
-    pack_backbone,
-    pack_compartment,
-    unpack_backbone,
-    unpack_compartment,
-)
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.packing import pack_backbone, pack_compartment, unpack_backbone
+from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.public import Public, fit_public
+from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.seeding import stable_hash
 from cdm_lightning.store import Store
+from cdm_lightning.validation import validate_composed
 
 FEW_IMAGES = 20
-VALIDATION_IMAGES = 64
 PUBLIC = "public"
 PINNED = ("backbone.class_path", "backbone.init_args", "guide", "rank", "sigma_switch", "steps")
 log = logging.getLogger(__name__)
-
-
-class SourceData(Protocol):
-    """What a fit asks of the data; `datamodules.ShardDataModule` is ours."""
-
-    def prepare(self) -> None: ...
-    def available_sources(self) -> list[str]: ...
-    def chosen_sources(self) -> list[str]: ...
-    def has_public(self) -> bool: ...
-    def verify(self, source: str) -> Any: ...
-    def data_sha256(self, source: str) -> str: ...
-    def class_counts(self, source: str) -> dict[str, int]: ...
-    def images(self, source: str, part: Literal["train", "heldout"]) -> tuple[list[str], Tensor, list[str]]: ...
-    def open(self, source: str) -> None: ...
-
-
-class Recipe(Protocol):
-    """Makes fresh objects from a configuration, so that no phase inherits anything from another.
-
-    Attributes:
-        max_steps: training steps of each source.
-        training: the settings beside the module's own that change what is trained.
-    """
-
-    max_steps: int
-    training: dict[str, str | int | float | bool | None]
-
-    def module(self) -> CompartmentalizedDiffusion: ...
-    def data(self) -> Any: ...
-    def trainer(self, phase: Phase, folder: Path, max_steps: int) -> Trainer: ...
-    def save_config(self, phase: Phase, folder: Path) -> None: ...
 
 
 def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
@@ -259,62 +220,3 @@ def train(recipe: Recipe, module: CompartmentalizedDiffusion, data: Any, folder:
         raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
     if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
         raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
-
-
-def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
-    """Validate the composed model of all finished sources on their held-out images."""
-    module, data = recipe.module(), recipe.data()
-    backbone, public = unpack_backbone(*store.read_backbone())
-    module.backbone.load_state_dict(backbone.state_dict())
-    compartments = finished_compartments(store)
-    module.begin_composed(phase, public, compartments)
-    batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
-    with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
-        trainer = recipe.trainer(phase, store.runs / "composed", -1)
-        trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
-
-
-def finished_compartments(store: Store) -> dict[str, Compartment]:
-    """Return the compartments of the store by source; a damaged one is left out, and told."""
-    compartments = {}
-    for source in store.sources():
-        try:
-            compartments[source] = unpack_compartment(*store.read_compartment(source))
-        except StoreError as error:
-            log.warning("validation without source %s: %s", source, error)
-    return compartments
-
-
-def heldout_batches(data: SourceData, sources: list[str]) -> list[dict[str, Any]]:
-    """Return one batch of held-out images per source; a source whose shards are damaged is left out, and told."""
-    batches = []
-    for source in sources:
-        try:
-            images = data.images(source, "heldout")[1][:VALIDATION_IMAGES]
-        except ShardError as error:
-            log.warning("validation without source %s: %s", source, error)
-            continue
-        batches.append({"source": source, "image": images})
-    return batches
-
-
-class Clock:
-    """Tells what a phase did and how long it took, and keeps the seconds."""
-
-    def __init__(self, phase: Phase) -> None:
-        self.phase = phase
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str, what: str) -> Iterator[None]:
-        """Time one part of the phase; `what` is what people read."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        log.info("%s: %s, %.1f s", self.phase.title, what, self.seconds[name])
-
-    def save(self, folder: Path) -> None:
-        """Write the seconds of every part into the phase's run folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        report = {"seconds": self.seconds, "threads": torch.get_num_threads()}
-        (folder / "seconds.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")

@@ -1,7 +1,6 @@
 """The LightningModule: a backbone, the prompts by source, and the training of one of them at a time. Wiring only."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,35 +17,13 @@ from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
+from cdm_lightning.phase import Phase
 from cdm_lightning.prompts import Prompts, Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.seeding import generator, normal
 
 WARM_UP = 0.05
 COOL_DOWN = 0.5
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One step of a fit.
-
-    Attributes:
-        kind: `backbone` on public, `source`, or `composed` validation.
-        source: of a `source` phase; `public` for the backbone; the newest one in `composed`.
-        position: place of this phase in the series, from 1.
-        total: number of phases in the series.
-    """
-
-    kind: Literal["backbone", "source", "composed"]
-    source: str
-    position: int
-    total: int
-
-    @property
-    def title(self) -> str:
-        """Return what the progress bar says."""
-        what = {"backbone": "backbone on public", "source": f"source {self.source}", "composed": "composed model"}
-        return f"[{self.position}/{self.total}] {what[self.kind]}"
 
 
 class CompartmentalizedDiffusion(LightningModule):

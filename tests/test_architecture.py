@@ -13,19 +13,20 @@ PACKAGES = ("cdm_lightning", "datamodules", "callbacks")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "fit_command", "shards_command", "__main__"),
     ("callbacks",),
-    ("module", "fitting"),
+    ("fitting", "validation", "recipe"),
+    ("module",),
     ("generation", "attribution", "evaluation", "packing", "store_commands"),
     ("composition", "compartments", "sampling", "loss", "store", "card", "ledger"),
     ("public", "drafts"),
     ("evidence",),
     ("denoiser", "gaussians", "prompts", "backbone", "ema", "tensor_files"),
-    ("images", "seeding", "errors", "parser"),
+    ("images", "seeding", "errors", "parser", "phase"),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}
 MAY_IMPORT_PACKAGES = ("cli", "fit_command", "shards_command")  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them
-    "lightning": ("module", "fitting", "fit_command", "datamodules", "callbacks"),
+    "lightning": ("module", "recipe", "fit_command", "datamodules", "callbacks"),
     "webdataset": ("datamodules",),
     "safetensors": ("tensor_files",),
 }

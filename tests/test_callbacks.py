@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.figures import image_rows, matrix
-from cdm_lightning.module import Phase
+from cdm_lightning.phase import Phase
 from tests.conftest import Fit
 
 

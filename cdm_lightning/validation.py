@@ -1,0 +1,53 @@
+"""Validation of the composed model of all finished sources, after each of them."""
+
+import logging
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from cdm_lightning.compartments import Compartment
+from cdm_lightning.errors import ShardError, StoreError
+from cdm_lightning.packing import unpack_backbone, unpack_compartment
+from cdm_lightning.phase import Clock, Phase
+from cdm_lightning.recipe import Recipe, SourceData
+from cdm_lightning.store import Store
+
+VALIDATION_IMAGES = 64
+log = logging.getLogger(__name__)
+
+
+def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
+    """Validate the composed model of all finished sources on their held-out images."""
+    module, data = recipe.module(), recipe.data()
+    backbone, public = unpack_backbone(*store.read_backbone())
+    module.backbone.load_state_dict(backbone.state_dict())
+    compartments = finished_compartments(store)
+    module.begin_composed(phase, public, compartments)
+    batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
+    with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
+        trainer = recipe.trainer(phase, store.runs / "composed", -1)
+        trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+
+
+def finished_compartments(store: Store) -> dict[str, Compartment]:
+    """Return the compartments of the store by source; a damaged one is left out, and told."""
+    compartments = {}
+    for source in store.sources():
+        try:
+            compartments[source] = unpack_compartment(*store.read_compartment(source))
+        except StoreError as error:
+            log.warning("validation without source %s: %s", source, error)
+    return compartments
+
+
+def heldout_batches(data: SourceData, sources: list[str]) -> list[dict[str, Any]]:
+    """Return one batch of held-out images per source; a source whose shards are damaged is left out, and told."""
+    batches = []
+    for source in sources:
+        try:
+            images = data.images(source, "heldout")[1][:VALIDATION_IMAGES]
+        except ShardError as error:
+            log.warning("validation without source %s: %s", source, error)
+            continue
+        batches.append({"source": source, "image": images})
+    return batches
