@@ -21,8 +21,9 @@ test: $(STAMP) ## Run the tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 demo: $(STAMP) ## Fit a store of handwritten digits, one compartment per digit, and sample from all of them
-	$(BIN)/python -m cdm_lightning fit --config digits_shards.yaml
-	$(BIN)/python -m cdm_lightning sample --store $(STORE) --sources all --n 64 --out $(PICTURES)
+	@# Images of 8x8 pixels are too small for several threads to help.
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m cdm_lightning fit --config digits_shards.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m cdm_lightning sample --store $(STORE) --sources all --n 64 --out $(PICTURES)
 	@echo
 	@echo "Pictures:     $(PICTURES)/grid.png, with credits in $(PICTURES)/credits.json"
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $(STORE)/runs --samples_per_plugin images=100"

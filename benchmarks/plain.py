@@ -46,7 +46,7 @@ def train_plain(network: Backbone, images: Tensor, *, steps: int, rate: float, b
         schedule.step()
         ema.update()
         if step % REPORT_EVERY == 0:
-            print(f"{name}: step {step} of {steps}, loss {float(loss):.3f}", flush=True)
+            print(f"{name}: step {step} of {steps}, loss {loss.item():.3f}", flush=True)
     ema.apply_average()
 
 

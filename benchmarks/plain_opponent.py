@@ -3,8 +3,8 @@
     python -m benchmarks.plain_opponent --store stores/fashion --root data/fashion --name fashion_plain
 
 Trains a plain network on `public` for as many steps as the store's backbone, then tunes a full copy of it to every
-source for as many steps again, and compares held-out denoising errors. `--tune none` leaves the tuning out. With
-`--only SOURCE` one source is tuned, so that several processes can share the work; the networks lie in `--work`.
+source for as many steps again, and compares held-out denoising errors. `--tune none` leaves the tuning out, `--tune
+a,b` tunes to these sources and compares on them. The networks lie in `--work`, so a run that was cut goes on.
 """
 
 import argparse
@@ -53,14 +53,15 @@ class Opponents:
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def compare(store: Store, root: str, work: Path, tune: bool) -> dict[str, Any]:
+def compare(store: Store, root: str, work: Path, tune: str) -> dict[str, Any]:
     """Return the held-out errors of closed form, guided, plain on public, and plain tuned to the source."""
-    compartments = open_compartments(store, "all", sigma_switch=float("inf"), device="cpu")
-    images, opponents = heldout_images(store, root), Opponents(store, root, work)
+    sources = store.choose("all" if tune == "none" else tune)
+    compartments = open_compartments(store, sources, sigma_switch=float("inf"), device="cpu")
+    images, opponents = heldout_images(store, root, sources), Opponents(store, root, work)
     errors = heldout_errors(compartments, images)
     for source, x_0 in images.items():
         for kind, name in (("plain_public", "public"), ("plain_tuned", source)):
-            if kind == "plain_public" or tune:
+            if kind == "plain_public" or tune != "none":
                 errors[source][kind] = heldout_error(partial(edm_denoise, opponents.network(name)), x_0)
     return {
         "heldout_mse": {"n_per_source": HELDOUT, "sigma": SIGMAS, "by_source": errors},
@@ -89,14 +90,10 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--work", default="out/opponents")
-    parser.add_argument("--tune", choices=("all", "none"), default="all")
-    parser.add_argument("--only", default=None)
+    parser.add_argument("--tune", default="all", help="all, none, or sources with commas between them")
     options = parser.parse_args()
     store, work = Store.open(Path(options.store)), Path(options.work) / options.name
-    if options.only:
-        Opponents(store, options.root, work).network(options.only)
-        return
-    result = compare(store, options.root, work, options.tune == "all")
+    result = compare(store, options.root, work, options.tune)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(result))

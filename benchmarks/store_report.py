@@ -26,11 +26,11 @@ HELDOUT = 300
 ROW = 12
 
 
-def heldout_images(store: Store, root: str) -> dict[str, Tensor]:
-    """Return at most HELDOUT held-out images of every source."""
+def heldout_images(store: Store, root: str, sources: list[str]) -> dict[str, Tensor]:
+    """Return at most HELDOUT held-out images of each source."""
     channels, size, _ = store.info.image_shape
     data = ShardDataModule(root, image_size=size, channels=channels)  # type: ignore[arg-type]
-    return {source: from_uint8(data.images(source, "heldout")[1][:HELDOUT]) for source in store.sources()}
+    return {source: from_uint8(data.images(source, "heldout")[1][:HELDOUT]) for source in sources}
 
 
 def phase_seconds(store: Store) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def report(store: Store, root: str, seed: int) -> dict[str, Any]:
         "heldout_mse": {
             "n_per_source": HELDOUT,
             "sigma": SIGMAS,
-            "by_source": heldout_errors(compartments, heldout_images(store, root), SIGMAS, seed),
+            "by_source": heldout_errors(compartments, heldout_images(store, root, store.sources()), SIGMAS, seed),
         },
         "seconds": phase_seconds(store),
         "bytes": {
