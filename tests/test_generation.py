@@ -52,7 +52,7 @@ def test_the_switch_saves_network_evaluations(store: Path, tmp_path: Path) -> No
     routed = run(store, tmp_path / "routed", *options)
     without = run(store, tmp_path / "without", *options, "--sigma_switch", "inf")
     assert without["network_evaluations_per_image"] == 35
-    below = sum(sigma <= 1 for sigma, _ in routed["images"][0]["trajectory"])
+    below = sum(sigma < 1 for sigma, _ in routed["images"][0]["trajectory"])
     assert routed["network_evaluations_per_image"] == 2 * below
     assert routed["network_evaluations_per_image"] < 20
 
