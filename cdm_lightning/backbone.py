@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cdm_lightning.errors import BadInput
+from cdm_lightning.guide_head import GuideHead
 
 
 class Backbone(nn.Module, ABC):
@@ -48,7 +49,7 @@ class UViT(Backbone):
     Args:
         image_size: height and width of an image.
         channels: 1 or 3.
-        guided: whether it sees a draft beside x; adds `guide_embed`, nothing else.
+        guided: whether it sees a draft beside x; adds `guide_embed` and `guide_head`, nothing else.
         patch_size: side of a patch, a divisor of `image_size`.
         width: features per token, a multiple of `heads`.
         depth: number of blocks, odd.
@@ -80,6 +81,7 @@ class UViT(Backbone):
         self.prompt_shape = (depth, width)
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.guide_embed = PatchEmbed(image_size, patch_size, 2 * channels, width, bias=False) if guided else None
+        self.guide_head = GuideHead(channels, width) if guided else None
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
         self.in_blocks = nn.ModuleList(Block(width, heads, qkv_bias=False) for _ in range(depth // 2))
@@ -101,14 +103,16 @@ class UViT(Backbone):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.zeros_(self.final_layer.weight)
+        if self.guide_head is not None:
+            self.guide_head.initialize(generator)
 
     def forward(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
         """Return F [batch, channel, height, width]; see `Backbone.forward`."""
         tokens: Tensor = self.patch_embed(x)
         if self.guide_embed is not None:
             tokens = tokens + self.guide_embed(guide)
-        embedding = self.time_embed(sinusoidal_embedding(time, self.width))
-        tokens = torch.cat([embedding[:, None], tokens], 1) + self.pos_embed
+        embedding = sinusoidal_embedding(time, self.width)
+        tokens = torch.cat([self.time_embed(embedding)[:, None], tokens], 1) + self.pos_embed
         skips = []
         for layer, block in enumerate(self.in_blocks):
             tokens = _with_prompt(block, tokens, prompt, layer)
@@ -120,6 +124,8 @@ class UViT(Backbone):
             tokens = _with_prompt(block, tokens, prompt, layer)
         patches = self.decoder_pred(self.norm(tokens[:, 1:]))
         output: Tensor = self.final_layer(_unpatchify(patches, self.channels, self.patch_size))
+        if self.guide_head is not None and guide is not None:
+            output = output + self.guide_head(torch.cat([x, guide], dim=1), embedding)
         return output
 
 

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("composition", "compartments", "sampling", "loss", "store", "card", "ledger"),
     ("public", "drafts"),
     ("evidence",),
-    ("denoiser", "gaussians", "prompts", "backbone", "ema", "tensor_files"),
+    ("denoiser", "gaussians", "prompts", "backbone", "guide_head", "ema", "tensor_files"),
     ("images", "seeding", "errors", "parser", "phase"),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}

@@ -6,6 +6,7 @@ from torch import nn
 
 from cdm_lightning.backbone import Backbone, UViT, freeze, sinusoidal_embedding, tensors_sha256
 from cdm_lightning.errors import BadInput
+from cdm_lightning.guide_head import GuideHead
 
 
 def tiny(guided: bool = True, seed: int = 0) -> UViT:
@@ -32,7 +33,10 @@ def test_parameter_names_are_those_of_the_public_checkpoints() -> None:
     for layer in ("patch_embed.proj", "time_embed.0", "time_embed.2", "decoder_pred", "final_layer"):
         expected |= {f"{layer}.weight", f"{layer}.bias"}
     assert set(tiny(guided=False).state_dict()) == expected
-    assert set(tiny(guided=True).state_dict()) == expected | {"guide_embed.proj.weight"}
+    head = {
+        f"guide_head.{layer}.{kind}" for layer in ("enter", "level", "middle", "leave") for kind in ("weight", "bias")
+    }
+    assert set(tiny(guided=True).state_dict()) == expected | head | {"guide_embed.proj.weight"}
 
 
 def test_the_guide_is_a_second_input_to_the_patch_embedding() -> None:
@@ -48,6 +52,22 @@ def test_the_guide_is_a_second_input_to_the_patch_embedding() -> None:
     )
     summed = backbone.patch_embed(x) + backbone.guide_embed(guide)
     torch.testing.assert_close(summed, joined.flatten(2).mT, rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_works_pixel_by_pixel_with_a_reach_of_three() -> None:
+    """A changed pixel reaches no farther than three 3x3 convolutions do, and the noise level changes what is done."""
+    head = GuideHead(channels=1, width=16)
+    generator = torch.Generator().manual_seed(5)
+    head.initialize(generator)
+    seen, embedding = torch.randn(1, 3, 16, 16, generator=generator), torch.randn(2, 1, 16, generator=generator)
+    assert torch.equal(head(seen, embedding[0]), torch.zeros(1, 1, 16, 16)), "it starts at zero"
+    for parameter in (head.leave.weight, head.level.weight):
+        nn.init.normal_(parameter, generator=generator)
+    changed = seen.clone()
+    changed[0, 1, 8, 8] += 1
+    rows = (head(changed, embedding[0]) - head(seen, embedding[0]))[0, 0].abs().amax(1).nonzero()[:, 0]
+    assert (int(rows.min()), int(rows.max())) == (5, 11)
+    assert not torch.allclose(head(seen, embedding[0]), head(seen, embedding[1]))
 
 
 def test_every_sample_sees_its_own_prompt() -> None:
