@@ -129,5 +129,6 @@ def _silence_libraries() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*have no `val_dataloader`.*",
+        "Found .* in eval mode.*",
     ):
         warnings.filterwarnings("ignore", message=message)
