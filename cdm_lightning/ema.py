@@ -1,7 +1,6 @@
 """Exponential moving average of what is trained, as buffers, and of nothing else."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +32,6 @@ class EMA(nn.Module):
         for average, parameter in self._pairs():
             average.lerp_(parameter, 1 - decay)
         self.updates += 1
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Put the averages in the parameters' place; the parameters come back at the end, whatever happens."""
-        raw = [parameter.detach().clone() for _, parameter in self._pairs()]
-        self.apply_average()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for value, (_, parameter) in zip(raw, self._pairs(), strict=True):
-                    parameter.copy_(value)
 
     @torch.no_grad()
     def apply_average(self) -> None:

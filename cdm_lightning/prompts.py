@@ -1,7 +1,5 @@
 """What is trained for one source, and the named collection of it."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +44,3 @@ class Prompts(nn.ModuleDict):
         """Return the prompt of a source, or None if it has none."""
         key = self.PREFIX + source
         return self[key] if key in self else None  # type: ignore[return-value]  # noqa: SIM401
-
-    def sources(self) -> Iterator[str]:
-        """Yield the sources that have a prompt."""
-        return (key.removeprefix(self.PREFIX) for key in self.keys())
