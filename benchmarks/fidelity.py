@@ -24,7 +24,7 @@ from benchmarks.plain_opponent import Opponents
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.composition import ComposedDenoiser, Denoiser, Strategy
-from cdm_lightning.denoiser import SIGMA_MIN, edm_denoise
+from cdm_lightning.denoiser import EDM, SIGMA_MIN, denoise
 from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.images import to_uint8
 from cdm_lightning.packing import open_compartments
@@ -63,7 +63,7 @@ def rows(store: Store, root: str, n: int, work: Path) -> Iterator[tuple[str, Cal
     yield "closed form alone", partial(sampled, store, n, "assign", 1.01 * SIGMA_MIN, {})
     opponents = Opponents(store, root, work)
     if all((work / f"{source}.safetensors").exists() for source in store.sources()):
-        plain = {source: partial(edm_denoise, opponents.network(source)) for source in store.sources()}
+        plain = {source: partial(denoise, EDM(), opponents.network(source)) for source in store.sources()}
         yield "plain, tuned to each source, assign", partial(sampled, store, n, "assign", float("inf"), plain)
 
 

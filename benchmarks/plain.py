@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.backbone import Backbone
-from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN, edm_denoise, edm_scale, per_image
+from cdm_lightning.denoiser import EDM, SIGMA_MAX, SIGMA_MIN, denoise, per_image
 from cdm_lightning.ema import EMA
 from cdm_lightning.loss import denoising_loss, draw_sigma
-from cdm_lightning.module import learning_rate_factor
 from cdm_lightning.packing import build_backbone
+from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator
 from cdm_lightning.tensor_files import read_tensors, write_tensors
 
@@ -38,7 +38,7 @@ def train_plain(network: Backbone, images: Tensor, *, steps: int, rate: float, b
         x_0 = images[torch.randint(len(images), (batch,), generator=draw)]
         sigma = draw_sigma(batch, SIGMA_MIN, SIGMA_MAX, draw)
         x = x_0 + per_image(sigma, x_0) * torch.randn(x_0.shape, generator=draw)
-        loss = denoising_loss(edm_denoise(network, x, sigma), x_0, edm_scale(sigma)).mean()
+        loss = denoising_loss(denoise(EDM(), network, x, sigma), x_0, EDM().c_out(sigma)).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

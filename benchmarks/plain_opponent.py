@@ -18,7 +18,7 @@ from benchmarks.plain import cached, plain_network, train_plain
 from benchmarks.store_report import HELDOUT, RESULTS, heldout_images
 from benchmarks.versions import versions
 from cdm_lightning.backbone import Backbone
-from cdm_lightning.denoiser import edm_denoise
+from cdm_lightning.denoiser import EDM, denoise
 from cdm_lightning.evaluation import SIGMAS, heldout_error, heldout_errors
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import open_compartments
@@ -62,7 +62,7 @@ def compare(store: Store, root: str, work: Path, tune: str) -> dict[str, Any]:
     for source, x_0 in images.items():
         for kind, name in (("plain_public", "public"), ("plain_tuned", source)):
             if kind == "plain_public" or tune != "none":
-                errors[source][kind] = heldout_error(partial(edm_denoise, opponents.network(name)), x_0)
+                errors[source][kind] = heldout_error(partial(denoise, EDM(), opponents.network(name)), x_0)
     return {
         "heldout_mse": {"n_per_source": HELDOUT, "sigma": SIGMAS, "by_source": errors},
         "steps": opponents.metadata["steps"],

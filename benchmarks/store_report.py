@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks.versions import versions
 from callbacks.figures import image_rows
-from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.evaluation import SIGMAS, heldout_errors
 from cdm_lightning.generation import Settings, sample_batch
 from cdm_lightning.images import from_uint8
@@ -43,13 +42,10 @@ def contact_sheet(store: Store, seed: int) -> Figure:
     """Draw samples of every source and of the composed model, from the same noise in each column."""
     compartments = open_compartments(store, "all", sigma_switch=None, device="cpu")
     shape, settings, rows = store.info.image_shape, Settings(seed=seed), {}
-    everything = compartments.evidence(), compartments.prior()
-    composed = ComposedDenoiser(compartments, *everything, "routed", compartments.sigma_switch)
+    composed = compartments.composed("routed")
     rows["composed"] = sample_batch(composed, shape, range(ROW), settings).images
     for source in compartments:
-        alone = open_compartments(store, [source], sigma_switch=None, device="cpu")
-        one = ComposedDenoiser(alone, alone.evidence(), alone.prior(), "posterior", alone.sigma_switch)
-        rows[source] = sample_batch(one, shape, range(ROW), settings).images
+        rows[source] = sample_batch(composed.alone(source), shape, range(ROW), settings).images
     return image_rows(rows, f"routed, Heun {settings.steps} steps, seed {seed}, the same noise in each column")
 
 

@@ -1,14 +1,14 @@
-"""Figures for TensorBoard: labelled rows of images, and matrices."""
+"""Figures for TensorBoard: labelled rows of images, matrices, and curves over sigma; one colour per source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cdm_lightning.images import to_uint8
+from cdm_lightning.seeding import stable_hash
 
 
 def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
@@ -28,11 +28,56 @@ def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
     return figure
 
 
-def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
-    """Give a figure to every TensorBoard logger."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(tag, figure, step)
+def path_rows(paths: Tensor, sigmas: Sequence[float], sigma_switch: float) -> Figure:
+    """Draw the way of each image from noise to the end: paths [image, state, channel, height, width].
+
+    A state begins the step at its noise level in `sigmas`; the last one is the sample. A red line marks the switch.
+    """
+    shown = [*range(0, len(sigmas), 2), len(sigmas)]
+    size = paths.shape[-1] + 1
+    figure = Figure(figsize=(1.2 + 0.85 * len(shown), 0.9 + 0.85 * len(paths)), dpi=120)
+    axis = figure.subplots()
+    framed = torch.nn.functional.pad(to_uint8(paths[:, shown].flatten(0, 1)), (0, 1, 0, 1), value=255)
+    canvas = framed.unflatten(0, (len(paths), len(shown))).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).cpu()
+    image = canvas.numpy()
+    axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+    labels = [f"{sigmas[state]:.3g}" if state < len(sigmas) else "x_0" for state in shown]
+    axis.set_xticks([size * (k + 0.5) for k in range(len(shown))], labels, fontsize=8)
+    axis.set_yticks([])
+    axis.set_xlabel("sigma; right of the red line the network denoises, left of it the closed forms")
+    below = sum(1 for state in shown if state < len(sigmas) and sigmas[state] > sigma_switch)
+    axis.axvline(size * below - 1, color="red", linewidth=1.5)
+    axis.set_title("from noise to image", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def colours(sources: Sequence[str]) -> list[tuple[float, float, float]]:
+    """Return one colour per source, which follows from its name unless another source has taken it."""
+    palette: list[tuple[float, float, float]] = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    places: list[int] = []
+    for source in sources:
+        place = stable_hash("colour", source) % len(palette)
+        while place in places and len(places) < len(palette):
+            place = (place + 1) % len(palette)
+        places.append(place)
+    return [palette[place] for place in places]
+
+
+def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float) -> Figure:
+    """Draw the mean weight of every source [source, level] on the way from noise to image, stacked."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=120)
+    axis = figure.subplots()
+    axis.stackplot(sigmas, weights.cpu().numpy(), labels=sources, colors=colours(sources))
+    axis.axvline(sigma_switch, color="red", linewidth=1.5, label="switch")
+    axis.set_xscale("log")
+    axis.invert_xaxis()
+    axis.set_xlabel("sigma, falling as the sampler goes")
+    axis.set_ylabel("mean weight")
+    axis.set_title("weights of the sources along the sampling path", fontsize=10)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure
 
 
 def matrix(values: Tensor, names: Sequence[str], title: str) -> Figure:
@@ -50,6 +95,42 @@ def matrix(values: Tensor, names: Sequence[str], title: str) -> Figure:
         for j in ticks:
             share = float(values[i, j])
             axis.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=7, color="white" if share > 0.5 else "k")
+    axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def curves(sigmas: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
+    """Draw named curves over the noise level, which rises to the right on a logarithmic axis."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=120)
+    axis = figure.subplots()
+    for name, values in lines.items():
+        axis.plot(sigmas, values, marker="o", markersize=3, label=name)
+    axis.set_xscale("log")
+    axis.set_xlabel("sigma, in units of x_0 (an image spans -1 to 1)")
+    axis.set_ylabel(unit)
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def history(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw a number per source and row: one row per validation, a cell where the source was there."""
+    sources = list(dict.fromkeys(source for row in rows for source in row))
+    values = torch.tensor([[row.get(source, float("nan")) for source in sources] for row in rows])
+    figure = Figure(figsize=(2.6 + 0.62 * len(sources), 1.8 + 0.38 * len(rows)), dpi=120)
+    axis = figure.subplots()
+    axis.imshow(values.numpy(), cmap="viridis", aspect="auto")
+    axis.set_xticks(range(len(sources)), sources, rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), [str(len(row)) for row in rows], fontsize=8)
+    axis.set_xlabel("source")
+    axis.set_ylabel("sources in the model")
+    for i, row in enumerate(rows):
+        for j, source in enumerate(sources):
+            if source in row:
+                axis.text(j, i, f"{row[source]:.4f}", ha="center", va="center", fontsize=6, color="w")
     axis.set_title(title, fontsize=9)
     figure.tight_layout()
     return figure

@@ -1,18 +1,24 @@
-"""Samples of every source and of the composed model, from the same noise."""
+"""Samples of every source and of the composed model, from the same noise, and the way from noise to image."""
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.figures import image_rows, log_figure
+from callbacks.board import log_figure
+from callbacks.figures import image_rows, path_rows, shares
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.generation import Settings, sample_batch
+from cdm_lightning.denoiser import per_image
+from cdm_lightning.generation import Batch, Settings, sample_batch
 from cdm_lightning.module import CompartmentalizedDiffusion
 
 IMAGES = 8
+PATHS = 4
 
 
 class SampleGrid(Callback):
     """Draws one row of samples per finished source, and one of the composed model, at every composed validation.
+
+    A finished source's samples do not change, so each is drawn once in the life of this callback.
 
     Args:
         steps: sampler steps.
@@ -20,29 +26,34 @@ class SampleGrid(Callback):
 
     def __init__(self, steps: int = 18) -> None:
         self.steps = steps
+        self._rows: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the figure; its step is the number of sources."""
+        """Log the figures; their step is the number of sources."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed = pl_module.composed()
-        rows = {"composed": self._samples(composed, pl_module)}
+        self._rows.pop(pl_module.phase.source, None)
         for source in composed.sources:
-            rows[source] = self._samples(_alone(composed, source), pl_module)
-        figure = image_rows(rows, f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column")
-        log_figure(trainer, "samples", figure, len(composed.sources))
+            if source not in self._rows:
+                self._rows[source] = self._sample(composed.alone(source), pl_module)[0].images
+        batch, path = self._sample(composed, pl_module)
+        rows = {"composed": batch.images} | {source: self._rows[source] for source in composed.sources}
+        title = f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column"
+        step = len(composed.sources)
+        log_figure(trainer, "samples", image_rows(rows, title), step)
+        sigmas = [sigma for sigma, _ in batch.trajectory]
+        log_figure(trainer, "samples/paths", path_rows(path, sigmas, composed.sigma_switch), step)
+        weights = torch.stack([weight.mean(1) for _, weight in batch.trajectory], dim=1)
+        log_figure(trainer, "weights", shares(sigmas, weights, composed.sources, composed.sigma_switch), step)
 
-    def _samples(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> Tensor:
+    def _sample(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> tuple[Batch, Tensor]:
+        """Return samples, and the first PATHS of them at the start of every step and at the end, of unit variance."""
         settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
+        states: list[Tensor] = []
+
+        def observe(x: Tensor, sigma: Tensor) -> None:
+            states.append((x / per_image((1 + sigma.square()).sqrt(), x))[:PATHS])
+
         shape = module.public.closed_form.shape
-        return sample_batch(composed, shape, range(IMAGES), settings).images
-
-
-def _alone(composed: ComposedDenoiser, source: str) -> ComposedDenoiser:
-    """Return the denoiser of one source, composed of itself."""
-    return ComposedDenoiser(
-        {source: composed.denoisers[source]},
-        {source: composed.evidence[source]},
-        {source: 1.0},
-        "posterior",
-        composed.sigma_switch,
-    )
+        batch = sample_batch(composed, shape, range(IMAGES), settings, observe)
+        return batch, torch.stack([*states, batch.images[:PATHS]], dim=1)

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.seeding import generator
+from cdm_lightning.seeding import generator, normal
 
 DRAWS = 16
+BINS = 15
 
 
 def credits_of(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int = 0) -> Tensor:
@@ -29,6 +31,12 @@ def credits_of(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int 
     return total / DRAWS
 
 
+def weights_at(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int = 0) -> Tensor:
+    """Return w(x_0 + sigma * noise; sigma) [source, batch] for one noise draw per image."""
+    noise = normal(x_0.shape, generator(seed, "weights", str(sigma)), x_0.device)
+    return composed.weights(x_0 + sigma * noise.to(x_0), x_0.new_full((len(x_0),), sigma))
+
+
 def attribution_matrix(weights: Sequence[Tensor]) -> Tensor:
     """Return the mean weight [true source, credited source] of `weights`, one [source, batch] per true source."""
     return torch.stack([weight.mean(1) for weight in weights])
@@ -40,6 +48,65 @@ def cross_entropy(weights: Sequence[Tensor]) -> float:
     return float(torch.cat(losses).mean())
 
 
+def accuracy(weights: Sequence[Tensor]) -> float:
+    """Return the share of images whose true source has the largest weight."""
+    right = [weight.argmax(0) == true for true, weight in enumerate(weights)]
+    return float(torch.cat(right).float().mean())
+
+
+def mean_credit(weights: Sequence[Tensor]) -> float:
+    """Return the weight of the true source, averaged over all images."""
+    return float(torch.cat([weight[true] for true, weight in enumerate(weights)]).mean())
+
+
+def calibration_error(weights: Sequence[Tensor]) -> float:
+    """Return the expected calibration error of the largest weight, over 15 equal bins (Guo et al. 2017)."""
+    confidence = torch.cat([weight.amax(0) for weight in weights]).double()
+    right = torch.cat([weight.argmax(0) == true for true, weight in enumerate(weights)]).double()
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins.cpu(), (right - confidence).cpu())
+    return float(gaps.abs().sum() / len(confidence))
+
+
 def is_informative(loss: float, sources: int) -> bool:
     """Return whether a held-out cross-entropy is below that of knowing nothing, ln N."""
     return loss < math.log(sources)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well weights name the true source of images.
+
+    Attributes:
+        matrix: mean weight [true source, credited source].
+        accuracy: share of images whose true source has the largest weight.
+        mean_credit: weight of the true source, on average.
+        cross_entropy: of the true source, in nats.
+        calibration_error: of the largest weight.
+        informative: whether the weights say more than knowing nothing would.
+    """
+
+    matrix: Tensor
+    accuracy: float
+    mean_credit: float
+    cross_entropy: float
+    calibration_error: float
+    informative: bool
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        names = ("accuracy", "mean_credit", "cross_entropy", "calibration_error")
+        return {name: getattr(self, name) for name in names} | {"informative": float(self.informative)}
+
+
+def judge(weights: Sequence[Tensor]) -> Judgement:
+    """Judge `weights`, one [source, batch] per true source, in the order of the sources."""
+    loss = cross_entropy(weights)
+    return Judgement(
+        attribution_matrix(weights),
+        accuracy(weights),
+        mean_credit(weights),
+        loss,
+        calibration_error(weights),
+        is_informative(loss, len(weights)),
+    )

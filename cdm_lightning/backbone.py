@@ -1,17 +1,17 @@
-"""The shared network F: U-ViT (Bao et al. 2023, arXiv 2209.12152), from timm's blocks, one prompt per sample."""
+"""The shared network F: U-ViT (Bao et al. 2023, arXiv 2209.12152), one prompt per sample."""
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import GuideHead
+from cdm_lightning.public_weights import Variant, check_weights, read_state_dict
+from cdm_lightning.uvit_layers import PlainBlock, SkipBlock, sinusoidal_embedding, time_layers, unpatchify, with_prompt
 
 
 class Backbone(nn.Module, ABC):
@@ -21,15 +21,17 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         prompt_shape: (layer, width) that deep prompt tokens must have.
-        init_args: all arguments of the constructor; a store keeps them to build the network again.
+        init_args: the arguments of the constructor that a store keeps to build the network again; no path among them.
+        weights: the file that `initialize` takes parameters from, if there is one; a store keeps its sha256.
     """
 
     prompt_shape: tuple[int, int]
     init_args: dict[str, Any]
+    weights: str | None = None
 
     @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw every parameter afresh from `generator`."""
+        """Draw every parameter afresh from `generator`, then take those that `weights` holds."""
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
@@ -52,8 +54,17 @@ class UViT(Backbone):
         guided: whether it sees a draft beside x; adds `guide_embed` and `guide_head`, nothing else.
         patch_size: side of a patch, a divisor of `image_size`.
         width: features per token, a multiple of `heads`.
-        depth: number of blocks, odd.
+        depth: number of blocks, odd; the public configurations count one less.
         heads: attention heads.
+        time_mlp: whether two linear layers follow the sinusoidal embedding of the time; by default as in `weights`, or
+            true.
+        classes: rows of the label embedding, 0 for none; by default as in `weights`, or 0.
+        final_convolution: whether a 3x3 convolution comes last; by default as in `weights`, or true.
+        norm_epsilon: what the blocks' LayerNorms add to the variance; by default 1e-5 with `weights`, or 1e-6.
+        weights: a file with the state dict of a public U-ViT, from torch.save or .safetensors, to start from.
+
+    Raises:
+        BadInput: sizes that do not fit together, or weights that are not of such a network.
     """
 
     def __init__(
@@ -65,9 +76,18 @@ class UViT(Backbone):
         width: int = 192,
         depth: int = 5,
         heads: int = 4,
+        time_mlp: bool | None = None,
+        classes: int | None = None,
+        final_convolution: bool | None = None,
+        norm_epsilon: float | None = None,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(image_size, patch_size, width, depth, heads)
+        tensors = None if weights is None else read_state_dict(weights)
+        given = {"time_mlp": time_mlp, "classes": classes, "final_convolution": final_convolution}
+        found = Variant() if tensors is None else Variant.of(tensors)
+        variant = found.replaced({**given, "norm_epsilon": norm_epsilon})
         self.init_args = {
             "image_size": image_size,
             "channels": channels,
@@ -76,73 +96,102 @@ class UViT(Backbone):
             "width": width,
             "depth": depth,
             "heads": heads,
+            **variant.differences(),
         }
-        self.channels, self.width, self.patch_size = channels, width, patch_size
+        self.weights, self.width, self.channels, self.patch_size = weights, width, channels, patch_size
         self.prompt_shape = (depth, width)
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.guide_embed = PatchEmbed(image_size, patch_size, 2 * channels, width, bias=False) if guided else None
         self.guide_head = GuideHead(channels, width) if guided else None
-        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
-        self.in_blocks = nn.ModuleList(Block(width, heads, qkv_bias=False) for _ in range(depth // 2))
-        self.mid_block = Block(width, heads, qkv_bias=False)
-        self.out_blocks = nn.ModuleList(SkipBlock(width, heads, qkv_bias=False) for _ in range(depth // 2))
+        self.time_embed = time_layers(width) if variant.time_mlp else nn.Identity()
+        self.label_emb = nn.Embedding(variant.classes, width) if variant.classes else None
+        self.extras = 2 if variant.classes else 1
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.patch_embed.num_patches, width))
+        half, epsilon = range(depth // 2), variant.norm_epsilon
+        self.in_blocks = nn.ModuleList(PlainBlock(width, heads, epsilon) for _ in half)
+        self.mid_block = PlainBlock(width, heads, epsilon)
+        self.out_blocks = nn.ModuleList(SkipBlock(width, heads, epsilon) for _ in half)
         self.norm = nn.LayerNorm(width)
         self.decoder_pred = nn.Linear(width, patch_size**2 * channels)
-        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
+        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if variant.final_convolution else nn.Identity()
+        if weights is not None and tensors is not None:
+            check_weights(weights, tensors, self.init_args, self._public_part())
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw weights from a normal law cut at two standard deviations of 0.02; biases and the last layer are 0."""
+        """Draw weights from a normal law cut at two standard deviations of 0.02; biases and the last layer are 0.
+
+        With `weights`, all but the guide's part is theirs; then the guide has no influence at first.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
-        nn.init.zeros_(self.final_layer.weight)
+        last = self.final_layer if isinstance(self.final_layer, nn.Conv2d) else self.decoder_pred
+        nn.init.zeros_(last.weight)
         if self.guide_head is not None:
             self.guide_head.initialize(generator)
+        if self.weights is not None:
+            self._load_weights(self.weights)
 
-    def forward(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
-        """Return F [batch, channel, height, width]; see `Backbone.forward`."""
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        guide: Tensor | None = None,
+        prompt: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """Return F [batch, channel, height, width]; see `Backbone.forward`.
+
+        `label` [batch] is a row of the label embedding, where there is one; by default its last row, which stands for
+        "no class" in weights that were trained for classifier-free guidance.
+        """
         tokens: Tensor = self.patch_embed(x)
         if self.guide_embed is not None:
             tokens = tokens + self.guide_embed(guide)
         embedding = sinusoidal_embedding(time, self.width)
-        tokens = torch.cat([self.time_embed(embedding)[:, None], tokens], 1) + self.pos_embed
+        tokens = torch.cat([self._extra_tokens(embedding, label), tokens], 1) + self.pos_embed
         skips = []
         for layer, block in enumerate(self.in_blocks):
-            tokens = _with_prompt(block, tokens, prompt, layer)
+            tokens = with_prompt(block, tokens, prompt, layer)
             skips.append(tokens)
-        tokens = _with_prompt(self.mid_block, tokens, prompt, len(skips))
+        tokens = with_prompt(self.mid_block, tokens, prompt, len(skips))
         for layer, block in enumerate(self.out_blocks, start=len(skips) + 1):
             assert isinstance(block, SkipBlock)
             tokens = block.skip_linear(torch.cat([tokens, skips.pop()], dim=-1))
-            tokens = _with_prompt(block, tokens, prompt, layer)
-        patches = self.decoder_pred(self.norm(tokens[:, 1:]))
-        output: Tensor = self.final_layer(_unpatchify(patches, self.channels, self.patch_size))
+            tokens = with_prompt(block, tokens, prompt, layer)
+        patches = self.decoder_pred(self.norm(tokens[:, self.extras :]))
+        output: Tensor = self.final_layer(unpatchify(patches, self.channels, self.patch_size))
         if self.guide_head is not None and guide is not None:
             output = output + self.guide_head(torch.cat([x, guide], dim=1), embedding)
         return output
 
+    def _extra_tokens(self, embedding: Tensor, label: Tensor | None) -> Tensor:
+        """Return the tokens that stand before those of the patches, [batch, extra, width]: label, time."""
+        time_token: Tensor = self.time_embed(embedding)[:, None]
+        if self.label_emb is None:
+            return time_token
+        if label is None:
+            label = torch.full((len(embedding),), self.label_emb.num_embeddings - 1, device=embedding.device)
+        return torch.cat([self.label_emb(label)[:, None], time_token], dim=1)
 
-class SkipBlock(Block):
-    """A block of the second half, which first joins the output of its partner in the first half."""
+    def _load_weights(self, path: str) -> None:
+        """Take all but the guide's part from a file, and start the guide's part at 0."""
+        tensors = read_state_dict(path)
+        check_weights(path, tensors, self.init_args, self._public_part())
+        self.load_state_dict(tensors, strict=False)
+        if self.guide_embed is not None:
+            nn.init.zeros_(self.guide_embed.proj.weight)
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
-        super().__init__(width, heads, qkv_bias=qkv_bias)
-        self.skip_linear = nn.Linear(2 * width, width)
-
-
-def sinusoidal_embedding(time: Tensor, width: int, longest_period: float = 10000.0) -> Tensor:
-    """Return cosines, then sines, of `time` [batch] at width / 2 frequencies: [batch, width]."""
-    half = width // 2
-    frequency = torch.exp(-math.log(longest_period) * torch.arange(half, device=time.device) / half)
-    angle = time[:, None].float() * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+    def _public_part(self) -> dict[str, Tensor]:
+        """Return the parameters that the public U-ViT has too."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("guide_")}
 
 
 def freeze(backbone: nn.Module) -> None:
@@ -170,21 +219,6 @@ def tensors_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _with_prompt(block: nn.Module, tokens: Tensor, prompt: Tensor | None, layer: int) -> Tensor:
-    """Run a block over the tokens and this layer's prompt tokens, which are dropped afterwards."""
-    if prompt is None:
-        return block(tokens)  # type: ignore[no-any-return]
-    return block(torch.cat([tokens, prompt[:, layer]], dim=1))[:, : tokens.shape[1]]  # type: ignore[no-any-return]
-
-
-def _unpatchify(patches: Tensor, channels: int, size: int) -> Tensor:
-    """Lay patches [batch, patch, size * size * channel] out as images [batch, channel, height, width]."""
-    batch, count, _ = patches.shape
-    side = math.isqrt(count)
-    grid = patches.reshape(batch, side, side, size, size, channels)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * size, side * size)
 
 
 def _check_sizes(image_size: int, patch_size: int, width: int, depth: int, heads: int) -> None:

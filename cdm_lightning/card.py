@@ -20,7 +20,8 @@ class Card:
     data_sha256: str
     seed: int
     steps: int
-    compartment: str  # what was trained: none or tokens
+    compartment: str  # what was trained: none, tokens, lora or full
+    prompt_parameters: int  # how many were trained; 0 without a prompt
     sigma_range: tuple[float, float] | None  # the noise levels the prompt was trained on; None without a prompt
     settings: dict[str, JsonScalar]
     backbone_sha256: str
@@ -82,7 +83,10 @@ def _training(card: Card) -> str:
     if card.sigma_range is None:
         return "No prompt was trained."
     low, high = card.sigma_range
-    return f"A prompt ({card.compartment}) was trained for {card.steps} steps on noise levels {low:g} to {high:g}."
+    return (
+        f"A prompt ({card.compartment}, {card.prompt_parameters:,} parameters) was trained for {card.steps} steps on "
+        f"noise levels {low:g} to {high:g}."
+    )
 
 
 def _rows(values: Mapping[str, JsonScalar]) -> str:

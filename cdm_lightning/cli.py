@@ -1,5 +1,6 @@
 """The commands: parse, link, dispatch. Commands that need neither torch nor lightning do not import them."""
 
+import errno
 import json
 import logging
 import sys
@@ -11,6 +12,14 @@ from typing import Any
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.parser import Parser, new_parser
 
+MAKE_ROOM = "make room and run the same command again, which goes on from what is finished"
+UNWRITABLE = {
+    errno.ENOSPC: f"the disk is full; {MAKE_ROOM}",
+    errno.EDQUOT: f"the disk quota is used up; {MAKE_ROOM}",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.EACCES: "there is no permission to; choose another place, or change the permissions",
+    errno.EPERM: "there is no permission to; choose another place, or change the permissions",
+}
 USAGE = """usage: python -m cdm_lightning COMMAND [options]
 
 Compartmentalized diffusion models: one compartment per data owner, composed at sampling time.
@@ -39,6 +48,12 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"cdm_lightning: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"cdm_lightning: error: cannot write{where}: {UNWRITABLE[error.errno]}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -50,12 +65,16 @@ def run_fit(arguments: list[str]) -> None:
     """`fit`: see `cdm_lightning.fitting.fit`."""
     from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
     from cdm_lightning.fitting import fit
+    from cdm_lightning.ranks import is_rank_zero
 
     _silence_libraries()
+    if not is_rank_zero():
+        logging.getLogger().setLevel(logging.ERROR)
     parser = fit_parser()
     config = parser.parse_args(arguments)
     store = fit(ConfiguredRecipe(parser, config), Path(config.store), config.refit)
-    print(f"store: {store.path} ({len(store.sources())} compartments); TensorBoard: {store.runs}")
+    if is_rank_zero():
+        print(f"store: {store.path} ({len(store.sources())} compartments); TensorBoard: {store.runs}")
 
 
 def run_shards(arguments: list[str]) -> None:
@@ -123,12 +142,13 @@ def _write_json(path: str | None, data: Any) -> None:
 
 def _silence_libraries() -> None:
     """Keep Lightning's remarks on hardware, workers and its own products out of the output."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*have no `val_dataloader`.*",
         "Found .* in eval mode.*",
+        "Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message=message)

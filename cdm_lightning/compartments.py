@@ -1,47 +1,30 @@
 """The frozen backbone with the compartments that were opened: D_i for each source, many sources in one batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cdm_lightning.denoiser import Network, edm_denoise, guided_denoise, per_image, single
+from cdm_lightning.backbone import Backbone
+from cdm_lightning.compartment import Compartment
+from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_denoise, per_image, single
+from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
-from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.prompts import Tokens
 from cdm_lightning.public import Public
-
-
-@dataclass(frozen=True)
-class Compartment:
-    """All that exists because of one source.
-
-    Attributes:
-        n: distinct training images.
-        closed_form: their Gaussians.
-        prompt: what was trained, if anything was.
-    """
-
-    n: int
-    closed_form: Gaussians
-    prompt: Tokens | None = None
-
-    def to(self, device: torch.device | str) -> "Compartment":
-        """Return the same compartment on another device."""
-        prompt = None if self.prompt is None else self.prompt.to(device)
-        return Compartment(self.n, self.closed_form.to(device), prompt)
 
 
 class Compartments(Mapping[str, "SourceDenoiser"]):
     """The denoisers D_i by source: the closed form at and above `sigma_switch`, the network below it.
 
     Args:
-        network: the frozen backbone.
+        backbone: the frozen network.
         compartments: by source; their order is the order of `rows`.
         public: what was fitted on `public`.
         guided: whether the network finishes drafts, or denoises alone.
         sigma_switch: inf turns the closed-form start off.
+        preconditioning: what the network was trained with.
 
     Attributes:
         evaluations: network evaluations so far, counted per image.
@@ -49,15 +32,35 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
 
     def __init__(
         self,
-        network: Network,
+        backbone: Backbone,
         compartments: Mapping[str, Compartment],
         public: Public,
         guided: bool,
         sigma_switch: float,
+        preconditioning: Preconditioning,
     ) -> None:
-        self.network, self.compartments, self.public = network, dict(compartments), public
-        self.guided, self.sigma_switch = guided, single(sigma_switch)
+        self.backbone, self.compartments, self.public = backbone, dict(compartments), public
+        self.guided, self.sigma_switch, self.preconditioning = guided, single(sigma_switch), preconditioning
         self.evaluations = 0
+
+    def under(self, label: str) -> "Compartments":
+        """Return the compartments of the sources that have this class, each under it.
+
+        Then priors are shares of the class, p(i | c), evidence and denoisers are those of the class in each source.
+
+        Raises:
+            BadInput: no source has it.
+        """
+        known = sorted({name for compartment in self.compartments.values() for name in compartment.classes})
+        if label not in known:
+            names = ", ".join(known) or "none: fit with model.class_labels true"
+            raise BadInput(f"no chosen source has the class '{label}'; there are {names}{did_you_mean(label, known)}")
+        chosen = {source: own.under(label) for source, own in self.compartments.items() if label in own.classes}
+        return Compartments(self.backbone, chosen, self.public, self.guided, self.sigma_switch, self.preconditioning)
+
+    def composed(self, strategy: Strategy) -> ComposedDenoiser:
+        """Return the composed denoiser of these sources, with the closed forms' evidence."""
+        return ComposedDenoiser(self, self.evidence(), self.prior(), strategy, self.sigma_switch)
 
     def __getitem__(self, source: str) -> "SourceDenoiser":
         return SourceDenoiser(self, list(self.compartments).index(source))
@@ -85,22 +88,40 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         denoised = torch.empty_like(x)
         above = sigma >= self.sigma_switch
         denoised[above] = self.drafts(x[above], sigma[above], source[above])
-        tokens = torch.where(above, -1, self._numbers(self._token_count, source))
-        for count in tokens[~above].unique().tolist():
-            mine = tokens == count
+        group = self._groups()[source].to(source.device)
+        for number in group[~above].unique().tolist():
+            mine = ~above & (group == number)
             denoised[mine] = self._network_rows(x[mine], sigma[mine], source[mine])
         return denoised
 
+    def _groups(self) -> Tensor:
+        """Return a number [source] that is equal where rows can go through the network together."""
+        keys: list[Hashable] = [None if own.prompt is None else own.prompt.batch_key for own in self._parts()]
+        return torch.tensor([keys.index(key) for key in keys])
+
     def _network_rows(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
-        """Return `rows` by one pass of the network; the sources have prompts of one shape, or none."""
-        prompts = [compartment.prompt for compartment in self.compartments.values()]
-        chosen = [prompt.tokens for prompt in (prompts[i] for i in source.tolist()) if prompt is not None]
-        prompt = torch.stack(chosen) if chosen else None
+        """Return `rows` of sources of one group, by one pass of the network."""
+        network = self._network(source)
         self.evaluations += len(x)
         if not self.guided:
-            return edm_denoise(self.network, x, sigma, prompt=prompt)
-        error = self.public.error.at(sigma, self._numbers(lambda compartment: compartment.n, source))
-        return guided_denoise(self.network, x, sigma, self.drafts(x, sigma, source), error, prompt=prompt)
+            return denoise(self.preconditioning, network, x, sigma)
+        n = torch.tensor([own.n for own in self._parts()], device=source.device)[source]
+        draft, error = self.drafts(x, sigma, source), self.public.error.at(sigma, n)
+        return guided_denoise(self.preconditioning, network, x, sigma, draft, error)
+
+    def _network(self, source: Tensor) -> Network:
+        """Return F in which every row has its own source's prompt and label; the sources are of one group."""
+        chosen, row = source.unique(return_inverse=True)
+        parts = [self._parts()[i] for i in chosen.tolist()]
+        prompts = [own.prompt for own in parts if own.prompt is not None]
+        if not prompts:
+            return self.backbone
+        label = torch.tensor([own.label for own in parts], device=source.device)[row]
+        network: Network = type(prompts[0]).network(self.backbone, prompts, row, label)
+        return network
+
+    def _parts(self) -> list[Compartment]:
+        return list(self.compartments.values())
 
     def drafts(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
         """Return the closed form G_source(x; sigma) row by row."""
@@ -128,16 +149,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         if float(sigma[0]) >= self.sigma_switch:
             return draft
         self.evaluations += len(x)
-        return guided_denoise(self.network, x, sigma, draft, square.sqrt())
-
-    def _numbers(self, number: Callable[[Compartment], int], source: Tensor) -> Tensor:
-        """Return number(compartment) of each row's source: [row]."""
-        numbers = [number(compartment) for compartment in self.compartments.values()]
-        return torch.tensor(numbers, device=source.device)[source]
-
-    @staticmethod
-    def _token_count(compartment: Compartment) -> int:
-        return 0 if compartment.prompt is None else compartment.prompt.tokens.shape[1]
+        return guided_denoise(self.preconditioning, self.backbone, x, sigma, draft, square.sqrt())
 
 
 @dataclass(frozen=True)

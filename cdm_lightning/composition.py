@@ -127,6 +127,11 @@ class ComposedDenoiser:
                 denoised[mine] = self.denoisers[name](x[mine], sigma[mine])
         return denoised
 
+    def alone(self, source: str) -> "ComposedDenoiser":
+        """Return the denoiser of one source, composed of itself."""
+        denoiser, evidence = {source: self.denoisers[source]}, {source: self.evidence[source]}
+        return ComposedDenoiser(denoiser, evidence, {source: 1.0}, "posterior", self.sigma_switch)
+
     def start(self, seed: int, indices: Sequence[int]) -> "Trajectory":
         """Return the callable of one trajectory of the images `indices`; its draws depend on (seed, k) alone."""
         return Trajectory(self, seed, indices)

@@ -5,26 +5,20 @@ images are. All of it is a function of `public` alone.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
-from cdm_lightning.errors import BadInput
-from cdm_lightning.evidence import interpolate
-from cdm_lightning.gaussians import Gaussians, Strength, cluster_of
+from cdm_lightning.gaussians import Gaussians, Strength
+from cdm_lightning.interpolation import interpolate
+from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
 from cdm_lightning.seeding import generator, stable_hash
 
-FOLDS = 4
-SMALLEST_GROUP = 20
-SIZES = (20, 100, 500)
 ERROR_LEVELS = 17
 IMAGES_PER_DRAFT = 24
-PRIOR_IMAGES = 2500
 
 
 @dataclass(frozen=True)
@@ -52,80 +46,6 @@ class DraftError:
         share = ((n.to(sigma).log() - sizes[upper - 1]) / (sizes[upper] - sizes[upper - 1])).clamp(0, 1)
         row = torch.arange(len(sigma), device=sigma.device)
         return (by_size[upper - 1, row] * (1 - share) + by_size[upper, row] * share).exp()
-
-
-@dataclass(frozen=True)
-class PseudoSources:
-    """How `public` is cut: its classes, or clusters where it has one class; folds by hash of the key.
-
-    Attributes:
-        images: [n, channel, height, width] in [-1, 1], in the order of `keys`.
-        keys: of the images.
-        group: [n] pseudo-source of each image.
-        fold: [n] in 0..FOLDS-1.
-    """
-
-    images: Tensor
-    keys: tuple[str, ...]
-    group: Tensor
-    fold: Tensor
-
-    @classmethod
-    def cut(cls, images: Tensor, keys: Sequence[str], labels: Sequence[str], seed: int) -> "PseudoSources":
-        """Cut by label; small classes are pooled, and if that leaves one pseudo-source, by k-means cluster.
-
-        Raises:
-            BadInput: there are too few images.
-        """
-        if len(keys) < 2 * SMALLEST_GROUP:
-            raise BadInput(f"public has {len(keys)} images; the backbone needs at least {2 * SMALLEST_GROUP} of them")
-        counts = Counter(labels)
-        names = sorted(label for label in counts if counts[label] >= SMALLEST_GROUP)
-        pooled = sum(counts[label] for label in counts if label not in names)
-        if len(names) + (pooled >= SMALLEST_GROUP) > 1:
-            places = {label: place for place, label in enumerate(names)}
-            last = len(names) - (0 < pooled < SMALLEST_GROUP)
-            group = torch.tensor([places.get(label, last) for label in labels])
-        else:
-            group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"))
-        return cls(images, tuple(keys), group, _folds(keys))
-
-    @classmethod
-    def whole(cls, images: Tensor, keys: Sequence[str]) -> "PseudoSources":
-        """Leave a source in one piece: its prompt is trained on drafts of its own folds."""
-        return cls(images, tuple(keys), torch.zeros(len(keys), dtype=torch.long), _folds(keys))
-
-    @cached_property
-    def row(self) -> dict[str, int]:
-        """Return the row of each key."""
-        return {key: row for row, key in enumerate(self.keys)}
-
-    def groups(self) -> range:
-        """Return the indices of the pseudo-sources."""
-        return range(int(self.group.max()) + 1)
-
-    def without_group(self, group: int) -> Tensor:
-        """Return at most PRIOR_IMAGES images of the other groups, or of all if there is only one group."""
-        rows = (self.group != group).nonzero()[:, 0] if len(self.groups()) > 1 else torch.arange(len(self.group))
-        return self.images[self._hashed(rows, "prior")[:PRIOR_IMAGES]]
-
-    def outside_fold(self, group: int, fold: int, size: int) -> Tensor:
-        """Return `size` images of a group that are not in `fold`, chosen by hash of the key; all, if they are fewer."""
-        rows = ((self.group == group) & (self.fold != fold)).nonzero()[:, 0]
-        return self.images[self._hashed(rows, f"draft-{size}")[:size]]
-
-    def inside_fold(self, group: int, fold: int, count: int) -> Tensor:
-        """Return the first `count` images of a group that are in `fold`."""
-        return self.images[((self.group == group) & (self.fold == fold)).nonzero()[:count, 0]]
-
-    def sizes(self) -> list[int]:
-        """Return the numbers of images behind the drafts: those of SIZES that some group can give, and the largest."""
-        largest = max(int(((self.group == g) & (self.fold != f)).sum()) for g in self.groups() for f in range(FOLDS))
-        return [size for size in SIZES if size < largest] + [largest]
-
-    def _hashed(self, rows: Tensor, purpose: str) -> Tensor:
-        order = sorted(rows.tolist(), key=lambda row: stable_hash(purpose, self.keys[row]))
-        return torch.tensor(order, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -165,6 +85,14 @@ class Drafts:
         """Return the rows [batch] of `pseudo` that hold these keys."""
         return torch.tensor([self.pseudo.row[key] for key in keys])
 
+    def guide(
+        self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return drafts of training images, shaped as x, and the numbers of images behind them [batch]; class-blind."""
+        level = self.draw_level(generator)
+        draft = self.denoise(self.rows_of(keys), level, x, sigma)
+        return draft, torch.full_like(sigma, self.sizes[level])
+
     def draw_level(self, generator: torch.Generator) -> int:
         """Draw an index into `sizes`; each size is twice as likely as the next smaller one."""
         return int(torch.multinomial(2.0 ** torch.arange(len(self.sizes)), 1, generator=generator))
@@ -197,9 +125,28 @@ class Drafts:
         return DraftError(torch.tensor(self.sizes).float(), sigma, (square / count).sqrt().float())
 
 
-def _folds(keys: Sequence[str]) -> Tensor:
-    """Return the fold [n] of each key, a hash of it."""
-    return torch.tensor([stable_hash("fold", key) % FOLDS for key in keys])
+@dataclass(frozen=True)
+class LabelledDrafts:
+    """The closed forms that guide the training images of a prompt with labels.
+
+    Attributes:
+        whole: of the source; guides an image whose label was dropped.
+        by_class: of its classes; guides the others.
+    """
+
+    whole: Drafts
+    by_class: Drafts
+
+    def guide(
+        self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return drafts, shaped as x, and the numbers of images behind them [batch]; under its class where labelled."""
+        draft, n = self.whole.guide(keys, labelled, x, sigma, generator)
+        if labelled.any():
+            rows = self.by_class.rows_of([key for key, own in zip(keys, labelled.tolist(), strict=True) if own])
+            draft[labelled] = self.by_class.denoise(rows, 0, x[labelled], sigma[labelled])
+            n[labelled] = self.by_class.pseudo.count_outside_fold(rows).to(n)
+        return draft, n
 
 
 def denoising_errors(closed_form: Gaussians, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.interpolation import interpolate
 
 
 class Evidence(Protocol):
@@ -62,15 +63,3 @@ class GaussianEvidence:
         level = torch.where(below, sigma.clamp_min(self.calibration.floor), sigma)
         temperature = torch.where(below, self.calibration.temperature_at(sigma), torch.ones_like(sigma))
         return self.gaussians.log_density(x, level) / temperature
-
-
-def interpolate(at: Tensor, grid: Tensor, table: Tensor) -> Tensor:
-    """Interpolate `table` [..., level], given on the rising `grid` [level], linearly at `at` [batch]: [..., batch].
-
-    Beyond the ends of the grid the table is constant.
-    """
-    if len(grid) == 1:
-        return table[..., :1].expand(*table.shape[:-1], len(at))
-    upper = torch.searchsorted(grid, at.contiguous()).clamp(1, len(grid) - 1)
-    share = ((at - grid[upper - 1]) / (grid[upper] - grid[upper - 1])).clamp(0, 1)
-    return table[..., upper - 1] * (1 - share) + table[..., upper] * share

@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks import AttributionMatrix, PhaseProgressBar, SampleGrid
+from callbacks import Attribution, Forgetting, PhaseProgressBar, Quality, SampleGrid
 from cdm_lightning.errors import BadInput
+from cdm_lightning.extractors import open_extractor
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
+from cdm_lightning.trainer_checks import check_trainer
+from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
 
 TRAINER_DEFAULTS = {
@@ -23,19 +26,12 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
+PROCESS_KEYS = ("accelerator", "devices", "num_nodes")
 TRAINING_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
-REFUSED = {
-    "max_time": "a phase must end after a fixed number of steps, whatever the others took; use max_steps",
-    "max_epochs": "the stream of a source has no epochs; use max_steps",
-    "fast_dev_run": "it would store a compartment that was not trained; use --config debug.yaml",
-    "overfit_batches": "it would leave most of the source out",
-    "limit_train_batches": "it would leave most of the source out",
-    "accumulate_grad_batches": "noise is drawn per step; use a larger data.batch_size",
-}
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampler:
     """How validation samples.
 
     Args:
@@ -47,6 +43,26 @@ class Sampling:
     steps: int = 18
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """What is measured of the composed model, and of the newest source, after every source.
+
+    Args:
+        extractor: `effnet-lite0` is quick and needs no download; with `inception` the Frechet distance is the FID;
+            `none` turns the measuring off.
+        inception: file of Inception's weights; by default torch-fidelity's download.
+        n: sampled images.
+    """
+
+    extractor: Literal["effnet-lite0", "inception", "none"] = "effnet-lite0"
+    inception: str | None = None
+    n: int = 128
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise BadInput(f"metrics.n is {self.n}; expected at least 2 images")
+
+
 def fit_parser() -> Parser:
     """Return the parser of `fit`."""
     parser = new_parser(
@@ -55,6 +71,9 @@ def fit_parser() -> Parser:
     parser.add_argument("--store", type=str, default="stores/default", help="the store; made if it is not there")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--refit", action="store_true", help="fit the chosen sources again even if nothing changed")
+    parser.add_argument(
+        "--checkpoint_every", type=int, default=100, help="steps; an interrupted phase goes on from there"
+    )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
     parser.add_class_arguments(CompartmentalizedDiffusion, "model", skip={"seed"}, instantiate=False)
     parser.add_argument(
@@ -64,7 +83,8 @@ def fit_parser() -> Parser:
         help="where the images come from, if shards are to be written",
     )
     parser.add_class_arguments(ShardDataModule, "data", skip={"seed", "from_"}, instantiate=False)
-    parser.add_class_arguments(Sampling, "sampling", instantiate=False)
+    parser.add_class_arguments(Sampler, "sampler", instantiate=False)
+    parser.add_class_arguments(Metrics, "metrics", instantiate=False)
     parser.link_arguments("data.image_size", "model.backbone.init_args.image_size")
     parser.link_arguments("data.channels", "model.backbone.init_args.channels")
     parser.link_arguments("model.guide", "model.backbone.init_args.guided", compute_fn=lambda guide: guide != "none")
@@ -73,13 +93,15 @@ def fit_parser() -> Parser:
     return parser
 
 
-def check_trainer(trainer: Namespace) -> None:
-    """Raise BadInput if a Trainer option would couple the sources, or store what was not trained."""
-    for key, reason in REFUSED.items():
-        if trainer[key] not in (None, False, 0, 1, -1):
-            raise BadInput(f"trainer.{key} is refused: {reason}")
-    if trainer.precision in ("16-mixed", "16-true", 16, "16"):
-        raise BadInput("trainer.precision 16 is refused: its loss scale is found by trial; use 32-true or bf16-mixed")
+def composed_callbacks(config: Namespace) -> list[Callback]:
+    """Return what watches the composed model; the same objects for every validation of a fit."""
+    runs, steps = Path(config.store) / "runs", config.sampler.steps
+    watching: list[Callback] = [SampleGrid(steps), Attribution(), Forgetting(runs / "composed" / "forgetting.json")]
+    metrics = Metrics(**vars(config.metrics))
+    if metrics.extractor != "none":
+        weights = None if metrics.inception is None else Path(metrics.inception)
+        watching.append(Quality(open_extractor(metrics.extractor, weights), metrics.n, runs / "sources", steps))
+    return watching
 
 
 class ConfiguredRecipe:
@@ -87,9 +109,13 @@ class ConfiguredRecipe:
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
-        check_trainer(config.trainer)
+        self.composed_callbacks = composed_callbacks(config)
+        check_trainer(config.trainer, parser.instantiate(config).trainer.callbacks or [])
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
+        self.training["ranks"] = Trainer(
+            **{key: config.trainer[key] for key in PROCESS_KEYS}, logger=False, enable_checkpointing=False
+        ).world_size
         self.training |= {"batch_size": config.data.batch_size, "shards_per_source": config.data.shards_per_source}
 
     def module(self) -> CompartmentalizedDiffusion:
@@ -112,12 +138,26 @@ class ConfiguredRecipe:
         if phase.kind == "composed":
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint | ProgressBar)]
             settings |= {"enable_checkpointing": False, "enable_progress_bar": False}
-            own: list[Callback] = [SampleGrid(self.config.sampling.steps), AttributionMatrix()]
+            settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+            own = self.composed_callbacks
         else:
             settings["limit_val_batches"] = 0
             own = [] if settings["enable_progress_bar"] is False else [PhaseProgressBar()]
+            if settings["enable_checkpointing"] is not False:
+                own.append(self._checkpoint(folder))
         settings["callbacks"] = [*callbacks, *own]
         return Trainer(**settings)
+
+    def _checkpoint(self, folder: Path) -> ModelCheckpoint:
+        """Return the callback that keeps the newest state of a phase in `cdm_lightning.training.CHECKPOINT`."""
+        name, every = CHECKPOINT.removesuffix(ModelCheckpoint.FILE_EXTENSION), self.config.checkpoint_every
+        return ModelCheckpoint(
+            folder,
+            name,
+            every_n_train_steps=every,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
 
     def save_config(self, phase: Phase, folder: Path) -> None:
         """Write the resolved configuration, which names no source but this phase's."""

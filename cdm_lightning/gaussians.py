@@ -92,23 +92,41 @@ class Gaussians:
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(x; sigma) [batch], fully normalized, for x [batch, channel, height, width], sigma [batch]."""
-        return self.posterior(x, sigma)[0]
+        with torch.autocast(x.device.type, enabled=False):
+            return self._log_joint(*self._projected(x), sigma).logsumexp(0)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x_0 | x], shaped as x [batch, channel, height, width], for sigma [batch]."""
         return self.posterior(x, sigma)[1]
 
     def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x; sigma) [batch] and E[x_0 | x] (shaped as x), which share their projections."""
+        """Return log p(x; sigma) [batch] and E[x_0 | x] (shaped as x), which share their projections.
+
+        In the precision of the stored tensors, also where an autocast would lower it.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            centred, along = self._projected(x)
+            log_joint = self._log_joint(centred, along, sigma)
+            share = log_joint.softmax(0)[..., None]
+            return log_joint.logsumexp(0), (share * self._denoised(centred, along, sigma)).sum(0).reshape(x.shape)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x - mean [cluster, batch, dimension] and its coordinates in the basis [cluster, batch, rank]."""
+        centred = x.flatten(1)[None] - self.mean[:, None]
+        return centred, torch.bmm(centred, self.basis)
+
+    def _log_joint(self, centred: Tensor, along: Tensor, sigma: Tensor) -> Tensor:
+        """Return log share + log p(x | cluster; sigma) [cluster, batch]."""
+        noise = sigma.square()[None, :, None]
+        variance, rest = self.variance[:, None, :] + noise, self.rest[:, None, None] + noise
+        return self.log_share[:, None] + _log_normal(centred, along, variance, rest)
+
+    def _denoised(self, centred: Tensor, along: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[x_0 | x, cluster] [cluster, batch, dimension] (Wiener filter of each Gaussian)."""
         noise = sigma.square()[None, :, None]
         signal, rest = self.variance[:, None, :], self.rest[:, None, None]
-        centred = x.flatten(1)[None] - self.mean[:, None]
-        along = torch.bmm(centred, self.basis)
-        log_joint = self.log_share[:, None] + _log_normal(centred, along, signal + noise, rest + noise)
         gain, gain_rest = signal / (signal + noise), rest / (rest + noise)
-        denoised = gain_rest * centred + torch.bmm((gain - gain_rest) * along, self.basis.mT) + self.mean[:, None]
-        share = log_joint.softmax(0)[..., None]
-        return log_joint.logsumexp(0), (share * denoised).sum(0).reshape(x.shape)
+        return gain_rest * centred + torch.bmm((gain - gain_rest) * along, self.basis.mT) + self.mean[:, None]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Gaussians":
         """Return the same mixture on another device, or in another dtype."""

@@ -16,7 +16,7 @@ from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import encode_png, to_uint8
 from cdm_lightning.packing import open_compartments
-from cdm_lightning.sampling import Churn, karras_sigmas, sample
+from cdm_lightning.sampling import Churn, OnStep, karras_sigmas, sample
 from cdm_lightning.seeding import image_generators, normal
 from cdm_lightning.store import Store
 
@@ -29,6 +29,7 @@ class Settings:
 
     Args:
         n: number of images.
+        label: a class label, for images of this class only; the store needs compartments with class labels.
         seed: the noise of image k is a function of (seed, k) alone.
         strategy: how sources are composed: `routed`, `assign`, `draft`, `posterior` or `uniform`.
         sampler: the sampler.
@@ -40,6 +41,7 @@ class Settings:
     """
 
     n: int = 64
+    label: str | None = None
     seed: int = 0
     strategy: Strategy = "routed"
     sampler: Literal["heun"] = "heun"
@@ -74,7 +76,13 @@ class Batch:
     trajectory: list[tuple[float, Tensor]]
 
 
-def sample_batch(composed: ComposedDenoiser, shape: tuple[int, int, int], indices: range, settings: Settings) -> Batch:
+def sample_batch(
+    composed: ComposedDenoiser,
+    shape: tuple[int, int, int],
+    indices: range,
+    settings: Settings,
+    observe: OnStep | None = None,
+) -> Batch:
     """Sample the images `indices` of one run.
 
     Args:
@@ -82,6 +90,7 @@ def sample_batch(composed: ComposedDenoiser, shape: tuple[int, int, int], indice
         shape: (channel, height, width).
         indices: k of each image; its noise and its draw depend on (seed, k) alone.
         settings: sampler, steps, seed.
+        observe: called at the start of every step with x [batch, ...] and its level sigma [batch].
     """
     trajectory: Trajectory = composed.start(settings.seed, indices)
     noise = normal((len(indices), *shape), image_generators(settings.seed, indices, "noise"), settings.device)
@@ -90,6 +99,8 @@ def sample_batch(composed: ComposedDenoiser, shape: tuple[int, int, int], indice
     def on_step(x: Tensor, sigma: Tensor) -> None:
         trajectory.on_step(x, sigma)
         course.append((round(float(sigma[0]), 6), composed.weights(x, sigma)))
+        if observe is not None:
+            observe(x, sigma)
 
     with torch.inference_mode():
         images = sample(
@@ -115,13 +126,9 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     store = Store.open(store_path)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
-    composed = ComposedDenoiser(
-        compartments,
-        compartments.evidence(),
-        compartments.prior(),
-        settings.strategy,
-        compartments.sigma_switch,
-    )
+    if settings.label is not None:
+        compartments = compartments.under(settings.label)
+    composed = compartments.composed(settings.strategy)
     floor = compartments.public.calibration.floor
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []

@@ -2,13 +2,17 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 PIXEL_LIMIT = 64_000_000  # more than this many pixels is refused before they are decoded
+COLOURS = {"L": "grey", "RGB": "colour"}
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -29,31 +33,62 @@ def encode_png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes, channels: int) -> Tensor:
-    """Decode PNG or JPEG bytes to uint8 [channel, height, width]; grey and colour are converted to `channels`.
+def decode_image(data: bytes, shape: tuple[int, int, int]) -> Tensor:
+    """Decode the bytes of a grey or RGB image to uint8 of `shape` (channel, height, width).
 
     Raises:
-        ValueError: the bytes are no PNG or JPEG image, or it has more than `PIXEL_LIMIT` pixels.
+        ValueError: the bytes are no PNG or JPEG image, or one of another shape; that is seen before it is decoded.
     """
-    return as_tensor(open_image(data), channels)
+    channels, height, width = shape
+    image = _header(io.BytesIO(data))
+    found, expected = (image.mode, image.width, image.height), ("L" if channels == 1 else "RGB", width, height)
+    if found != expected:
+        raise ValueError(f"it is {_described(*found)}, not {_described(*expected)}")
+    return as_tensor(_loaded(image), channels)
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Open PNG or JPEG bytes and decode them.
+def _described(mode: str, width: int, height: int) -> str:
+    return f"{width}x{height} {COLOURS.get(mode, f'of mode {mode}')}"
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Decode a PNG or JPEG file and turn it upright, as its EXIF data says.
 
     Raises:
-        ValueError: the bytes are no PNG or JPEG image, or it has more than `PIXEL_LIMIT` pixels.
+        ValueError: it is no PNG or JPEG image, or it has more than `PIXEL_LIMIT` pixels; that is seen before it is
+            decoded.
     """
+    image = _loaded(_header(file))
+    with _refusing_damage():
+        return ImageOps.exif_transpose(image)
+
+
+def _header(file: BinaryIO) -> Image.Image:
+    """Return an image of which only the header is read."""
+    with _refusing_damage():
+        image = Image.open(file, formats=("PNG", "JPEG"))
+    if image.width * image.height > PIXEL_LIMIT:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {PIXEL_LIMIT}")
+    return image
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    with _refusing_damage():
+        image.load()
+    return image
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Raise ValueError for whatever Pillow raises at a damaged file: its parsers promise no kind of exception."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        if image.width * image.height > PIXEL_LIMIT:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than {PIXEL_LIMIT}")
-        image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            warnings.simplefilter("ignore")
+            yield
+    except UnidentifiedImageError as error:
+        raise ValueError("no readable PNG or JPEG image") from error
+    except Exception as error:
         raise ValueError(f"no readable PNG or JPEG image ({error})") from error
-    return image
 
 
 def as_tensor(image: Image.Image, channels: int) -> Tensor:

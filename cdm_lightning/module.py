@@ -9,21 +9,31 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cdm_lightning.backbone import Backbone, freeze
-from cdm_lightning.compartments import Compartment, Compartments
+from cdm_lightning.compartment import Compartment, label_number
+from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser, Strategy
-from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN, edm_denoise, edm_scale, guided_denoise, per_image
-from cdm_lightning.drafts import Drafts
+from cdm_lightning.denoiser import (
+    PRECONDITIONINGS,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    Network,
+    PreconditioningName,
+    denoise,
+    guided_denoise,
+    per_image,
+)
+from cdm_lightning.drafts import Drafts, LabelledDrafts
 from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
-from cdm_lightning.prompts import Prompts, Tokens
+from cdm_lightning.prompts import KINDS, NO_LABEL, Full, LoRA, Prompt, Prompts, Tokens
 from cdm_lightning.public import Public
+from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, normal
 
-WARM_UP = 0.05
-COOL_DOWN = 0.5
+FROZEN = "backbone."
 
 
 class CompartmentalizedDiffusion(LightningModule):
@@ -32,12 +42,19 @@ class CompartmentalizedDiffusion(LightningModule):
     Args:
         backbone: the network F; a class of your own by `class_path`.
         guide: `closed_form`: the network finishes the closed form's draft, so a new source needs no training.
-            `none`: plain EDM preconditioning, the paper's way.
-        compartment: what is trained per source on top of its closed form: nothing, or deep prompt `tokens`.
-        backbone_steps: training steps of the backbone; `trainer.max_steps` counts for each source.
+            `none`: a plain diffusion network, the paper's way.
+        preconditioning: how the network sees x and its noise level, and what it predicts: `edm`; or the noise, at times
+            0..999 of the linear (`vp`) or scaled-linear schedule (`vp_scaled_linear`), as public weights do.
+        compartment: what is trained per source on top of its closed form: nothing, deep prompt `tokens`, low-rank
+            additions to the linear layers (`lora`), or a `full` copy of the backbone.
+        backbone_steps: training steps of the backbone; 0 takes its `weights` as they are, without a guide;
+            `trainer.max_steps` counts for each source.
         learning_rate: of the backbone.
-        prompt_learning_rate: of a prompt.
+        prompt_learning_rate: of a prompt; by default what suits its kind.
         tokens: prompt tokens per layer.
+        lora_rank: rank of the additions to a linear layer.
+        class_labels: whether a compartment also learns the classes of its source, so that one can be asked for.
+        label_dropout: the share of the training images whose label a prompt is not told.
         ema_decay: of the running average of what is trained, which is what is stored.
         rank: directions that a cluster of a closed form keeps.
         evidence: what weighs the sources.
@@ -50,11 +67,15 @@ class CompartmentalizedDiffusion(LightningModule):
         self,
         backbone: Backbone,
         guide: Literal["closed_form", "none"] = "closed_form",
-        compartment: Literal["none", "tokens"] = "none",
+        preconditioning: PreconditioningName = "edm",
+        compartment: Literal["none", "tokens", "lora", "full"] = "none",
         backbone_steps: int = 2000,
         learning_rate: float = 1e-3,
-        prompt_learning_rate: float = 3e-3,
+        prompt_learning_rate: float | None = None,
         tokens: int = 8,
+        lora_rank: int = 8,
+        class_labels: bool = False,
+        label_dropout: float = 0.1,
         ema_decay: float = 0.999,
         rank: int = 64,
         evidence: Literal["gaussians"] = "gaussians",
@@ -64,16 +85,19 @@ class CompartmentalizedDiffusion(LightningModule):
     ) -> None:
         super().__init__()
         sigma_switch = float(sigma_switch)
-        _check_settings(backbone_steps, tokens, rank, sigma_switch)
+        _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
+        _check_settings(tokens, lora_rank, rank, label_dropout, sigma_switch)
         if strategy == "draft" and (guide, compartment) != ("closed_form", "none"):
             raise BadInput("model.strategy draft needs model.guide closed_form and model.compartment none")
         self.backbone = backbone
         self.prompts = Prompts()
-        self.guided = guide == "closed_form"
+        self.guided, self.preconditioning = guide == "closed_form", PRECONDITIONINGS[preconditioning]
         self.save_hyperparameters(ignore=["backbone"])
         self.phase: Phase
         self.public: Public
-        self.drafts: Drafts | None = None
+        self.drafts: Drafts | LabelledDrafts | None = None
+        self.classes: list[str] = []
+        self.inputs_sha256 = ""
         self.compartments: dict[str, Compartment] = {}
         self.ema: EMA | None = None
 
@@ -83,13 +107,28 @@ class CompartmentalizedDiffusion(LightningModule):
         self.backbone.initialize(generator(self.hparams["seed"], "backbone", "start"))
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 
-    def begin_source(self, phase: Phase, public: Public, drafts: Drafts) -> None:
-        """Prepare the training of one source's prompt on the frozen backbone; `drafts` are of the source's folds."""
-        self.phase, self.public, self.drafts = phase, public, drafts
+    def begin_source(self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts, classes: list[str]) -> None:
+        """Prepare the training of one source's prompt on the frozen backbone.
+
+        Args:
+            phase: names the source.
+            public: what was fitted on `public`.
+            drafts: of the source's own folds.
+            classes: its class labels; none trains without labels.
+        """
+        self.phase, self.public, self.drafts, self.classes = phase, public, drafts, classes
         freeze(self.backbone)
-        start = generator(self.hparams["seed"], phase.source, "start")
-        self.prompts.put(phase.source, Tokens(self.backbone.prompt_shape, self.hparams["tokens"], start))
+        self.prompts.put(phase.source, self.new_prompt(phase.source, len(classes)))
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
+
+    def new_prompt(self, source: str, classes: int) -> Prompt:
+        """Return the start of a source's prompt, a function of seed, source and backbone."""
+        start, settings = generator(self.hparams["seed"], source, "start"), self.hparams
+        if settings["compartment"] == "tokens":
+            return Tokens(self.backbone, settings["tokens"], classes, start)
+        if settings["compartment"] == "lora":
+            return LoRA(self.backbone, settings["lora_rank"], classes, start)
+        return Full(self.backbone, classes, start)
 
     def begin_composed(self, phase: Phase, public: Public, compartments: dict[str, Compartment]) -> None:
         """Prepare the validation of the composed model of finished compartments; nothing is trained."""
@@ -109,6 +148,12 @@ class CompartmentalizedDiffusion(LightningModule):
         return prompt
 
     @property
+    def prompt_rate(self) -> float:
+        """Return the learning rate of a prompt."""
+        given: float | None = self.hparams["prompt_learning_rate"]
+        return KINDS[self.hparams["compartment"]].learning_rate if given is None else given
+
+    @property
     def highest_sigma(self) -> float:
         """Return the top of the noise range that this phase trains: prompts are not used above the switch."""
         return SIGMA_MAX if self.phase.kind == "backbone" else min(self.hparams["sigma_switch"], SIGMA_MAX)
@@ -116,15 +161,12 @@ class CompartmentalizedDiffusion(LightningModule):
     def denoisers(self) -> Compartments:
         """Return the denoisers D_i of the finished compartments."""
         compartments = {source: compartment.to(self.device) for source, compartment in self.compartments.items()}
-        return Compartments(self.backbone, compartments, self.public, self.guided, self.hparams["sigma_switch"])
+        switch: float = self.hparams["sigma_switch"]
+        return Compartments(self.backbone, compartments, self.public, self.guided, switch, self.preconditioning)
 
     def composed(self) -> ComposedDenoiser:
         """Return the composed denoiser of the finished compartments."""
-        denoisers = self.denoisers()
-        settings = self.hparams
-        return ComposedDenoiser(
-            denoisers, denoisers.evidence(), denoisers.prior(), settings["strategy"], settings["sigma_switch"]
-        )
+        return self.denoisers().composed(self.hparams["strategy"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of a batch of one source; noise depends on (seed, source, step, rank)."""
@@ -132,27 +174,42 @@ class CompartmentalizedDiffusion(LightningModule):
         draw = generator(self.hparams["seed"], self.phase.source, "train", self.global_step, self.global_rank)
         sigma = draw_sigma(len(x_0), SIGMA_MIN, self.highest_sigma, draw).to(x_0.device)
         x = x_0 + per_image(sigma, x_0) * normal(x_0.shape, draw, x_0.device)
-        denoised, scale = self.denoise_in_training(batch["key"], x, sigma, draw)
+        denoised, scale = self.denoise_in_training(batch, x, sigma, draw)
         loss = denoising_loss(denoised, x_0, scale).mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(x_0))
         return loss
 
     def denoise_in_training(
-        self, keys: list[str], x: Tensor, sigma: Tensor, draw: torch.Generator
+        self, batch: dict[str, Any], x: Tensor, sigma: Tensor, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return D(x; sigma), shaped as x, and the scale [batch] that its error is measured in."""
-        found = self.prompts.find(self.phase.source)
-        prompt = None if found is None else found.rows(len(x))
+        label = self.draw_labels(batch["label"], draw).to(x.device)
+        network = self.network_in_training(label)
         if not self.guided:
-            return edm_denoise(self.backbone, x, sigma, prompt=prompt), edm_scale(sigma)
+            return denoise(self.preconditioning, network, x, sigma), self.preconditioning.c_out(sigma)
         assert self.drafts is not None
-        level = self.drafts.draw_level(draw)
-        draft = self.drafts.denoise(self.drafts.rows_of(keys), level, x, sigma)
-        error = self.public.error.at(sigma, torch.full_like(sigma, self.drafts.sizes[level]))
-        return guided_denoise(self.backbone, x, sigma, draft, error, prompt=prompt), error
+        draft, n = self.drafts.guide(batch["key"], label != NO_LABEL, x, sigma, draw)
+        error = self.public.error.at(sigma, n)
+        return guided_denoise(self.preconditioning, network, x, sigma, draft, error), error
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the running average."""
+    def draw_labels(self, labels: list[str], draw: torch.Generator) -> Tensor:
+        """Return the label [batch] that the prompt is told of each image: its own, or none."""
+        if not self.classes:
+            return torch.full((len(labels),), NO_LABEL)
+        own = torch.tensor([label_number(self.classes, label) for label in labels])
+        dropped = torch.rand(len(labels), generator=draw) < self.hparams["label_dropout"]
+        return own.masked_fill(dropped, NO_LABEL)
+
+    def network_in_training(self, label: Tensor) -> Network:
+        """Return the network F, with this phase's prompt if it trains one, for the labels [batch]."""
+        prompt = self.prompts.find(self.phase.source)
+        if prompt is None:
+            return self.backbone
+        return type(prompt).network(self.backbone, [prompt], torch.zeros_like(label), label)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Step, then update the running average: so it is part of the step, and of every checkpoint after it."""
+        super().optimizer_step(*arguments, **named)
         assert self.ema is not None
         self.ema.update()
 
@@ -167,7 +224,7 @@ class CompartmentalizedDiffusion(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the one trained part; warm-up, then constant, then a linear cool-down to a twentieth."""
         backbone = self.phase.kind == "backbone"
-        rate = self.hparams["learning_rate" if backbone else "prompt_learning_rate"]
+        rate = self.hparams["learning_rate"] if backbone else self.prompt_rate
         parameters = self.trained.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01 if backbone else 0.0)
         steps = self.trainer.max_steps
@@ -175,22 +232,33 @@ class CompartmentalizedDiffusion(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out of a source's checkpoint."""
+        """Note what the result depends on; leave the frozen backbone out of a source's checkpoint."""
+        checkpoint["inputs_sha256"] = self.inputs_sha256
         if self.phase.kind == "source":
             state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {key: state[key] for key in state if not key.startswith("backbone.")}
+            checkpoint["state_dict"] = {key: state[key] for key in state if not key.startswith(FROZEN)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen backbone of the store back, so that everything else must be there."""
+        if self.phase.kind == "source":
+            own = self.state_dict()
+            checkpoint["state_dict"] |= {key: own[key] for key in own if key.startswith(FROZEN)}
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Return the factor on the learning rate at `step` of `steps`."""
-    warm_up, left = min(1.0, (step + 1) / max(WARM_UP * steps, 1)), (steps - step) / max(COOL_DOWN * steps, 1)
-    return warm_up * max(0.05, min(1.0, left))
+def _check_backbone_steps(steps: int, finished: bool) -> None:
+    """Raise BadInput if a backbone that is not finished would not be trained; a guided one has to learn its guide."""
+    if steps < (0 if finished else 1):
+        unless = "at least 1, or 0 with model.guide none and model.backbone.init_args.weights"
+        raise BadInput(f"model.backbone_steps is {steps}; expected {unless}")
 
 
-def _check_settings(backbone_steps: int, tokens: int, rank: int, sigma_switch: float) -> None:
+def _check_settings(tokens: int, lora_rank: int, rank: int, label_dropout: float, sigma_switch: float) -> None:
     """Raise BadInput that names the first setting outside its range."""
-    for key, value in (("backbone_steps", backbone_steps), ("tokens", tokens), ("rank", rank)):
+    counts = {"tokens": tokens, "lora_rank": lora_rank, "rank": rank}
+    for key, value in counts.items():
         if value < 1:
             raise BadInput(f"model.{key} is {value}; expected at least 1")
+    if not 0 <= label_dropout < 1:
+        raise BadInput(f"model.label_dropout is {label_dropout}; expected at least 0 and below 1")
     if not sigma_switch > SIGMA_MIN or math.isnan(sigma_switch):
         raise BadInput(f"model.sigma_switch is {sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.card import Card
-from cdm_lightning.compartments import Compartment, Compartments
+from cdm_lightning.compartment import ClassForm, Compartment
+from cdm_lightning.compartments import Compartments
+from cdm_lightning.denoiser import PRECONDITIONINGS
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.prompts import Tokens
+from cdm_lightning.prompts import KINDS
 from cdm_lightning.public import Public
 from cdm_lightning.store import Store
 
@@ -59,15 +61,31 @@ def build_backbone(class_path: str, init_args: Mapping[str, Any]) -> Backbone:
 
 def pack_compartment(compartment: Compartment) -> dict[str, Tensor]:
     """Return the tensors of `compartment.safetensors`."""
-    prompt = {} if compartment.prompt is None else _prefixed("prompt", compartment.prompt.state_dict())
-    return _prefixed("closed_form", compartment.closed_form.tensors()) | prompt
+    tensors = _prefixed("closed_form", compartment.closed_form.tensors())
+    if compartment.prompt is not None:
+        tensors |= _prefixed("prompt", compartment.prompt.state_dict())
+    for label, form in compartment.classes.items():
+        tensors |= _prefixed(f"class.{label}", form.closed_form.tensors())
+    return tensors
 
 
-def unpack_compartment(tensors: Mapping[str, Tensor], card: Card) -> Compartment:
-    """Return the compartment that `tensors` came from."""
-    prompt = _stripped("prompt", tensors)
+def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Backbone) -> Compartment:
+    """Return the compartment that `tensors` came from; `backbone` is the network that it was fitted on."""
     closed_form = Gaussians.from_tensors(_stripped("closed_form", tensors), card.image_shape)
-    return Compartment(card.n, closed_form, Tokens.from_tensors(prompt).requires_grad_(False) if prompt else None)
+    classes = {
+        label: _class_form(tensors, card, label) for label in card.class_counts if _stripped(f"class.{label}", tensors)
+    }
+    own, prompt = _stripped("prompt", tensors), None
+    if own:
+        prompt = KINDS[card.compartment].like(backbone, own)
+        prompt.load_state_dict(own)
+        freeze(prompt)
+    return Compartment(card.n, closed_form, prompt, classes)
+
+
+def _class_form(tensors: Mapping[str, Tensor], card: Card, label: str) -> ClassForm:
+    own = _stripped(f"class.{label}", tensors)
+    return ClassForm(card.class_counts[label], Gaussians.from_tensors(own, card.image_shape))
 
 
 def open_compartments(
@@ -88,19 +106,20 @@ def open_compartments(
     tensors, metadata = store.read_backbone()
     backbone, public = unpack_backbone(tensors, metadata)
     switch = public.sigma_switch if sigma_switch is None else sigma_switch
-    compartments = {source: _open_compartment(store, source, switch, device) for source in chosen}
+    compartments = {source: _open_compartment(store, source, backbone, switch).to(device) for source in chosen}
     guided = metadata["guide"] == "closed_form"
-    return Compartments(backbone.to(device), compartments, public, guided, switch)
+    preconditioning = PRECONDITIONINGS[metadata.get("preconditioning", "edm")]
+    return Compartments(backbone.to(device), compartments, public, guided, switch, preconditioning)
 
 
-def _open_compartment(store: Store, source: str, sigma_switch: float, device: torch.device | str) -> Compartment:
+def _open_compartment(store: Store, source: str, backbone: Backbone, sigma_switch: float) -> Compartment:
     tensors, card = store.read_compartment(source)
     if card.sigma_range is not None and sigma_switch > card.sigma_range[1]:
         raise StoreError(
             f"sigma_switch {sigma_switch:g} is above the noise range of source '{source}', whose prompt was trained "
             f"up to {card.sigma_range[1]:g}: choose a lower one, or fit the source again"
         )
-    return unpack_compartment(tensors, card).to(device)
+    return unpack_compartment(tensors, card, backbone)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,21 +4,26 @@ import os
 import re
 import sys
 from pathlib import Path
+from site import getuserbase
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from cdm_lightning.errors import did_you_mean
 
-CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
-INSTALLED_CONFIGS = Path(sys.prefix) / "share" / "cdm_lightning" / "configs"
+AROUND = Path(__file__).parent.parent
+CHECKOUT_CONFIGS = AROUND / "configs"
+INSTALLED_CONFIGS = [
+    Path(place) / "share" / "cdm_lightning" / "configs" for place in (sys.prefix, getuserbase(), AROUND)
+]
 ALLOWED_PACKAGES = ["cdm_lightning", "datamodules", "callbacks", "lightning.pytorch"]
 
 
 def config_folders() -> list[Path]:
     """Return where a bare config name is looked for: here, `$CDM_CONFIG_PATH`, `configs/`, checkout, installation."""
     named = os.environ.get("CDM_CONFIG_PATH")
-    return [Path("."), *([Path(named)] if named else []), Path("configs"), CHECKOUT_CONFIGS, INSTALLED_CONFIGS]
+    return [Path("."), *([Path(named)] if named else []), Path("configs"), CHECKOUT_CONFIGS, *INSTALLED_CONFIGS]
 
 
 class FoundConfig(ActionConfigFile):
@@ -31,7 +36,27 @@ class FoundConfig(ActionConfigFile):
             known = {path.name for folder in config_folders() for path in folder.glob("*.yaml")}
             places = ", ".join(str(folder) for folder in config_folders() if folder.is_dir())
             parser.error(f"no config '{values}': looked in {places}{did_you_mean(values, known)}")
+        if found is not None and (fault := config_fault(found)):
+            parser.error(f"config {found} {fault}")
         super().__call__(parser, cfg, str(found) if found else values, option_string)  # type: ignore[no-untyped-call]
+
+
+def config_fault(path: Path) -> str | None:
+    """Return what is wrong with a config as a file, or None: it must be a YAML mapping of keys in UTF-8."""
+    try:
+        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        return f"cannot be read ({error}): expected a YAML file in UTF-8"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        return f"is no YAML: {error.problem} in {where}"
+    except yaml.YAMLError as error:
+        return f"is no YAML: {' '.join(str(error).split())}"
+    if not isinstance(contents, dict):
+        return f"must hold keys with values, such as `seed: 0`, but holds {repr(contents)[:40]}"
+    empty = [key for key in ("data", "model", "trainer", "sampler") if key in contents and contents[key] is None]
+    return f"has no value for the key '{empty[0]}': give it keys of its own, or leave it out" if empty else None
 
 
 class Parser(ArgumentParser):

@@ -8,17 +8,10 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MIN
-from cdm_lightning.drafts import (
-    IMAGES_PER_DRAFT,
-    PRIOR_IMAGES,
-    SIZES,
-    DraftError,
-    Drafts,
-    PseudoSources,
-    denoising_errors,
-)
+from cdm_lightning.drafts import IMAGES_PER_DRAFT, DraftError, Drafts, denoising_errors
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
+from cdm_lightning.pseudo_sources import PRIOR_IMAGES, SIZES, PseudoSources
 from cdm_lightning.seeding import generator, stable_hash
 
 COVARIANCE_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)

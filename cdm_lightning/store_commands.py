@@ -8,7 +8,7 @@ from typing import Any
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
 
-COLUMNS = ("source", "n", "classes", "compartment", "steps", "bytes")
+COLUMNS = ("source", "n", "classes", "compartment", "prompt_parameters", "steps", "bytes")
 
 
 def listing_data(store: Store) -> list[dict[str, Any]]:

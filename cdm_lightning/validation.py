@@ -1,18 +1,24 @@
 """Validation of the composed model of all finished sources, after each of them."""
 
+import json
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from cdm_lightning.compartments import Compartment
+from cdm_lightning.backbone import Backbone
+from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import ShardError, StoreError
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.store import Store
+from cdm_lightning.tensor_files import write_atomic
 
-VALIDATION_IMAGES = 64
+VALIDATION_IMAGES = 1000
+SOURCES = "sources.json"
 log = logging.getLogger(__name__)
 
 
@@ -21,20 +27,29 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
-    compartments = finished_compartments(store)
+    compartments = finished_compartments(store, module.backbone)
     module.begin_composed(phase, public, compartments)
+    note_sources(store.runs / "composed", compartments)
     batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
-def finished_compartments(store: Store) -> dict[str, Compartment]:
+def note_sources(folder: Path, sources: Iterable[str]) -> None:
+    """Add to `folder`/sources.json, the list of every source whose traces the composed run may hold."""
+    path = folder / SOURCES
+    noted = set(json.loads(path.read_text())) if path.exists() else set()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(sorted(noted | set(sources)), indent=1) + "\n").encode())
+
+
+def finished_compartments(store: Store, backbone: Backbone) -> dict[str, Compartment]:
     """Return the compartments of the store by source; a damaged one is left out, and told."""
     compartments = {}
     for source in store.sources():
         try:
-            compartments[source] = unpack_compartment(*store.read_compartment(source))
+            compartments[source] = unpack_compartment(*store.read_compartment(source), backbone)
         except StoreError as error:
             log.warning("validation without source %s: %s", source, error)
     return compartments

@@ -5,12 +5,13 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePath
+from typing import NoReturn
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import open_image
-from datamodules.names import check_label, sample_key, slug
+from datamodules.names import checked_slug, sample_key
 from datamodules.records import Collection, Record
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -20,45 +21,70 @@ COLUMNS = ("path", "source", "label")
 def folder(input: str) -> Collection:
     """Return the PNG and JPEG images below a folder; the first folder below it is the source, the last one the label.
 
+    Symbolic links are refused wherever they lead: one owner's folder must not be able to point at another's files.
+
     Raises:
-        BadInput: there are no images, one lies directly in `input`, or two folders would name one source.
+        BadInput: there are no images, one lies directly in `input` or is a link, a name is none for a source or
+            class, or two folders would name one source.
     """
     root = Path(input)
-    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path.relative_to(root).as_posix() for path in _images_below(root)) if root.is_dir() else []
     if not paths:
         raise BadInput(f"'{input}' is no folder with {', '.join(SUFFIXES)} images in it")
     records = [_in_folder(root, PurePath(path)) for path in paths]
-    _check_sources_distinct(root, {PurePath(path).parts[0] for path in paths})
+    _check_sources_distinct((PurePath(path).parts[0], f"folder '{root / PurePath(path).parts[0]}'") for path in paths)
     return Collection(records, sorted({record.label for record in records}))
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(root, onerror=_refuse):
+        images = [name for name in names if PurePath(name).suffix.lower() in SUFFIXES]
+        for name in (*folders, *images):
+            if Path(place, name).is_symlink():
+                raise BadInput(
+                    f"{Path(place, name)} is a symbolic link: put the files themselves there, or name them in a list "
+                    "(from list)"
+                )
+        yield from (Path(place, name) for name in images)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise BadInput(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _in_folder(root: Path, path: PurePath) -> Record:
     if len(path.parts) == 1:
         raise BadInput(f"{root / path} lies directly in '{root}': put it in a folder that names its source or class")
-    label = check_label(path.parent.name, str(root / path))
+    source = checked_slug(path.parts[0], "source", str(root / path))
+    label = checked_slug(path.parent.name, "class", str(root / path))
     key = sample_key(path.with_suffix("").as_posix())
-    return Record(key, label, slug(path.parts[0]), path.as_posix(), partial(load_file, root / path))
+    return Record(key, label, source, path.as_posix(), partial(load_file, root / path))
 
 
-def _check_sources_distinct(root: Path, names: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in sorted(names):
-        if slug(name) in seen:
+def _check_sources_distinct(named: Iterable[tuple[str, str]]) -> None:
+    """Raise BadInput if two names, each with the place where it stands, name one source: two owners must not merge."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, place in named:
+        other, other_place = seen.setdefault(checked_slug(name, "source", place), (name, place))
+        if other != name:
             raise BadInput(
-                f"folders '{seen[slug(name)]}' and '{name}' in '{root}' both name '{slug(name)}': rename one"
+                f"{other_place} and {place} both name source '{checked_slug(name, 'source', place)}', as '{other}' and "
+                f"'{name}': write one owner's name in one way, or rename one"
             )
-        seen[slug(name)] = name
 
 
 def list_(input: str) -> Collection:
     """Return the images that a CSV file `path,source,label` lists; relative paths start at the file's folder.
 
     Raises:
-        BadInput: the file is missing, malformed or empty, or a relative path leaves its folder.
+        BadInput: the file is missing, malformed or empty, a relative path leaves its folder (by .. or through a
+            symbolic link), a name is none for a source or class, or one source is written in two ways.
     """
-    records = [_in_list(Path(input), number, row) for number, row in _rows(Path(input))]
-    if not records:
+    rows = list(_rows(Path(input)))
+    if not rows:
         raise BadInput(f"'{input}' lists no image")
+    records = [_in_list(Path(input), number, row) for number, row in rows]
+    _check_sources_distinct((row["source"], f"'{input}', line {number}") for number, row in rows)
     return Collection(records, sorted({record.label for record in records}))
 
 
@@ -66,33 +92,52 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each line and its columns, all of them there and not empty."""
     if not path.is_file():
         raise BadInput(f"'{path}' is no CSV file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
-            raise BadInput(f"'{path}' must start with the line {','.join(COLUMNS)}")
-        for row in reader:
-            if None in row or not all(row.values()):
-                raise BadInput(f"'{path}', line {reader.line_num}: {','.join(COLUMNS)} must be three texts, none empty")
-            yield reader.line_num, row
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield from _checked_rows(csv.DictReader(file), path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): it must be a CSV file in UTF-8") from error
+
+
+def _checked_rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
+        raise BadInput(f"'{path}' must start with the line {','.join(COLUMNS)}")
+    for row in reader:
+        if None in row or not all(row.values()):
+            raise BadInput(f"'{path}', line {reader.line_num}: {','.join(COLUMNS)} must be three texts, none empty")
+        yield reader.line_num, row
 
 
 def _in_list(file: Path, number: int, row: dict[str, str]) -> Record:
     where = f"'{file}', line {number}"
-    path = os.path.normpath(row["path"])
-    if PurePath(path).parts[0] == os.pardir:
-        raise BadInput(f"{where}: {row['path']} leaves the folder of the list: move the file or give the absolute path")
+    path = _listed_path(file, row["path"], where)
+    source = checked_slug(row["source"], "source", where)
+    label = checked_slug(row["label"], "class", where)
     key = sample_key(PurePath(path.lstrip(os.sep)).with_suffix("").as_posix())
-    label = check_label(row["label"], where)
-    return Record(key, label, slug(row["source"]), row["path"], partial(load_file, file.parent / path))
+    return Record(key, label, source, row["path"], partial(load_file, file.parent / path))
+
+
+def _listed_path(file: Path, text: str, where: str) -> str:
+    """Return a path of a list, normalized; a relative one leads to a file below the list's folder."""
+    path = os.path.normpath(text)
+    if "\0" in path or not PurePath(path).name:
+        raise BadInput(f"{where}: {text!r} names no file")
+    root = os.path.realpath(file.parent)
+    if not os.path.isabs(path) and os.path.commonpath([root, os.path.realpath(file.parent / path)]) != root:
+        raise BadInput(f"{where}: {text} leaves the folder of the list: move the file or give the absolute path")
+    return path
 
 
 def load_file(path: Path) -> Image.Image:
-    """Decode a PNG or JPEG file.
+    """Decode a PNG or JPEG file and turn it upright, as its EXIF data says.
 
     Raises:
-        BadInput: the file cannot be read or decoded.
+        BadInput: it is no file, or cannot be read or decoded.
     """
     try:
-        return ImageOps.exif_transpose(open_image(path.read_bytes()))
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        with path.open("rb") as file:
+            return open_image(file)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be used: {error}") from error

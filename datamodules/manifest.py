@@ -3,15 +3,15 @@
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from cdm_lightning.errors import ShardError
-from datamodules.names import is_key
+from datamodules.names import is_key, is_label, is_shard, is_source
 from datamodules.splits import HELDOUT, TRAIN, Part
 
 MANIFEST = "manifest.json"
@@ -71,11 +71,20 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition))
     except FileNotFoundError as error:
         raise ShardError(f"{path} is missing: {AGAIN}") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} is no manifest ({error}): {AGAIN}") from error
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; of two entries with one name `json` would keep the last without a word."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{name}' is there twice")
+    return value
 
 
 def _parse(value: object) -> Manifest:
@@ -114,48 +123,16 @@ def _entry(kind: type[Entry], value: object, where: str) -> Entry:
 
 def _check_values(manifest: Manifest) -> None:
     """Raise ValueError at a name that could lead out of the folder, an unknown part or a count that is off."""
+    if not is_source(manifest.source):
+        raise ValueError(f"'{manifest.source}' cannot name a source")
     for name in manifest.shards:
-        if not re.fullmatch(r"[0-9]{5,}\.tar", name):
+        if not is_shard(name):
             raise ValueError(f"'{name}' cannot name a shard")
     for key, sample in manifest.samples.items():
-        if not is_key(key) or sample.part not in (TRAIN, HELDOUT):
-            raise ValueError(f"sample '{key}' in part '{sample.part}'")
+        if not is_key(key) or sample.part not in (TRAIN, HELDOUT) or not is_label(sample.label):
+            raise ValueError(f"sample {key!r} of class {sample.label!r} in part {sample.part!r}")
     if sum(shard.samples for shard in manifest.shards.values()) != len(manifest.samples):
         raise ValueError("its shards and its samples do not add up")
-
-
-def verify(folder: Path) -> Manifest:
-    """Return the manifest of a source's folder after comparing every shard with it.
-
-    Raises:
-        ShardError: a shard is missing, left over, cut or changed, or the manifest is another source's.
-    """
-    manifest = read_manifest(folder)
-    if manifest.source != folder.name:
-        raise ShardError(f"{folder / MANIFEST} is of source '{manifest.source}', not of '{folder.name}': {AGAIN}")
-    for name in _names_that_differ(folder, manifest):
-        raise ShardError(
-            f"source '{manifest.source}': {folder / name} is left over or missing, see {MANIFEST}: {AGAIN}"
-        )
-    for name, shard in manifest.shards.items():
-        _verify_shard(folder / name, shard, manifest.source)
-    return manifest
-
-
-def _names_that_differ(folder: Path, manifest: Manifest) -> Iterator[str]:
-    yield from sorted({path.name for path in folder.glob("*.tar")} ^ set(manifest.shards))
-
-
-def _verify_shard(path: Path, shard: Shard, source: str) -> None:
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise ShardError(f"source '{source}': {path} has {size} bytes, not {shard.bytes} as in its manifest: {AGAIN}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard.sha256:
-        raise ShardError(
-            f"source '{source}': {path} has sha256 {digest}, not {shard.sha256} as in its manifest: {AGAIN}"
-        )
 
 
 def usable(manifest: Manifest, part: Part, exclude: AbstractSet[str]) -> dict[str, Sample]:

@@ -1,4 +1,4 @@
-"""Names of sources and labels, and keys of samples: which characters they have, and which names are taken."""
+"""Names of sources, labels, samples and shards: which characters they have, and which names are taken."""
 
 import re
 
@@ -9,37 +9,45 @@ RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone"}
 
 
 def slug(name: str) -> str:
-    """Return `name` in lower case, every run of characters outside [a-z0-9_] as one '-', none at either end."""
+    """Return `name` in lower case, every run of characters outside [a-z0-9_] as one '-', none at either end.
+
+    Letters outside a-z are such characters: `Zoë` becomes `zo`, and nothing is left of a name without any a-z, 0-9, _.
+    """
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
 
 
-def check_source(name: str) -> str:
-    """Return `name` if it can name a source.
+def checked_slug(name: str, what: str, origin: str) -> str:
+    """Return the slug of `name`; `what` it names and the `origin` it stands in are told if that is not possible.
+
+    Raises:
+        BadInput: nothing of the name is left.
+    """
+    if not slug(name):
+        raise BadInput(f"{origin}: '{name}' cannot name a {what}: it needs a letter a-z, a digit or _; rename it")
+    return slug(name)
+
+
+def check_source(name: str, origin: str) -> str:
+    """Return `name` if it can name a source; the `origin` that names it is told if it cannot.
 
     Raises:
         BadInput: it does not match [a-z][a-z0-9_-]*, or it is reserved.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-        raise BadInput(
-            f"'{name}' cannot name a source: it must start with a letter a-z and go on with a-z, 0-9, _ or -"
-        )
     if name in RESERVED:
         raise BadInput(
-            f"'{name}' cannot name a source: {', '.join(sorted(RESERVED))} are reserved; choose another name"
+            f"{origin}: '{name}' cannot name a source: {', '.join(sorted(RESERVED))} are reserved; rename it"
+        )
+    if not is_source(name):
+        raise BadInput(
+            f"{origin}: '{name}' cannot name a source: it must start with a letter a-z and go on with a-z, 0-9, _ or "
+            "-; rename it"
         )
     return name
 
 
-def check_label(name: str, origin: str) -> str:
-    """Return the slug of the class name `name`.
-
-    Raises:
-        BadInput: nothing of the name is left, with the `origin` it stands in.
-    """
-    label = slug(name)
-    if not label:
-        raise BadInput(f"{origin}: '{name}' cannot name a class: it needs a letter a-z, a digit or _")
-    return label
+def is_source(text: str) -> bool:
+    """Tell whether `text` can name the folder of a source or of `public`."""
+    return text == PUBLIC or (re.fullmatch(r"[a-z][a-z0-9_-]*", text) is not None and text not in RESERVED)
 
 
 def sample_key(text: str) -> str:
@@ -50,3 +58,13 @@ def sample_key(text: str) -> str:
 def is_key(text: str) -> bool:
     """Tell whether `text` can be the key of a sample."""
     return re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
+
+
+def is_shard(text: str) -> bool:
+    """Tell whether `text` can be the file name of a shard, NNNNN.tar."""
+    return re.fullmatch(r"[0-9]{5,9}\.tar", text) is not None
+
+
+def is_label(text: str) -> bool:
+    """Tell whether `text` can be the label of a sample: one line, not empty; shards of others may have any letters."""
+    return text != "" and text.isprintable()

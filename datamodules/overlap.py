@@ -2,8 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 
+from cdm_lightning.errors import ShardError
 from datamodules.encoding import Encoded, Sources
+from datamodules.manifest import Manifest
 from datamodules.names import PUBLIC
 
 log = logging.getLogger("datamodules")
@@ -37,3 +41,21 @@ def _report(left: Mapping[str, int]) -> None:
     counts = [f"{source} {count}" for source, count in left.items() if count]
     if counts:
         log.info("images that are both in public and in a source, left out: %s", ", ".join(counts))
+
+
+def check_apart(root: Path, manifests: Mapping[str, Manifest], exclude: AbstractSet[str]) -> None:
+    """Raise ShardError if a source below `root` shares an image with `public`, save for excluded keys.
+
+    The writer keeps them apart, but `root` may hold what several runs wrote.
+    """
+    contents = {
+        source: {sample.sha256 for key, sample in manifest.samples.items() if key not in exclude}
+        for source, manifest in manifests.items()
+    }
+    public = contents.pop(PUBLIC, set())
+    for source, own in contents.items():
+        if both := own & public:
+            raise ShardError(
+                f"source '{source}' and public in '{root}' share {len(both)} images, so the backbone would see what "
+                "its owner may take back: write the shards of both again in one run, or exclude these samples"
+            )

@@ -1,12 +1,16 @@
 """How images become shards: the settings of the shard writer, checked once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.images import PIXEL_LIMIT
 from datamodules.origins import OriginName
 from datamodules.splits import check_split
+
+MOST_SHARDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Plan:
         check_fraction("public_fraction", self.public_fraction)
         check_fraction("heldout_fraction", self.heldout_fraction)
         check_at_least("image_size", self.image_size, 1)
+        check_at_most("image_size", self.image_size, math.isqrt(PIXEL_LIMIT))
         check_at_least("shards_per_source", self.shards_per_source, 1)
+        check_at_most("shards_per_source", self.shards_per_source, MOST_SHARDS)
 
 
 def check_origin_name(name: str) -> None:
@@ -62,3 +68,9 @@ def check_at_least(name: str, value: int, minimum: int) -> None:
     """Raise BadInput unless value >= minimum."""
     if value < minimum:
         raise BadInput(f"{name} must be at least {minimum}, but is {value}")
+
+
+def check_at_most(name: str, value: int, maximum: int) -> None:
+    """Raise BadInput unless value <= maximum."""
+    if value > maximum:
+        raise BadInput(f"{name} must be at most {maximum}, but is {value}")

@@ -1,23 +1,25 @@
 """The data of the sources for Lightning: shards that are written if they are missing, and one source at a time."""
 
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import lightning
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from cdm_lightning.errors import BadInput, ShardError, UnknownSource
+from cdm_lightning.errors import BadInput, UnknownSource
 from datamodules import manifest as manifests
-from datamodules.manifest import MANIFEST, ImageShape, Manifest, Sample
-from datamodules.names import PUBLIC, is_key
+from datamodules.agreement import check_agreement, check_shape
+from datamodules.exclusions import read_keys
+from datamodules.manifest import MANIFEST, Manifest, Sample, read_manifest, usable
+from datamodules.names import PUBLIC
+from datamodules.overlap import check_apart
 from datamodules.plan import Plan, check_at_least
+from datamodules.publish import mend
 from datamodules.splits import TRAIN, Part, default_split
-from datamodules.stages import Batch, check_complete, decode_batch, keep, whole_shard
-from datamodules.stream import Share, SourceStream
+from datamodules.stages import decode_batch, decode_sample, keep
+from datamodules.stream import Share, SourceLoader, SourceStream
+from datamodules.verification import all_samples, verify_files
 from datamodules.writer import write_planned
 
 
@@ -71,7 +73,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.plan = Plan(
             from_,
             input,
-            split or default_split(from_),
+            default_split(from_) if split is None else split,
             image_size,
             channels,
             public_classes or [],
@@ -80,23 +82,33 @@ class ShardDataModule(lightning.LightningDataModule):
             shards_per_source,
         )
         self.root = Path(root)
+        self.split = split
         self.sources = sources
         self.exclude = exclude
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.phase = ""
+        self.phase, self.first_batch = "", 0
 
     def prepare(self) -> None:
         """Write the shards of all sources if `root` has none; shards that are there are left as they are.
 
         Raises:
-            BadInput: the images cannot be used.
+            BadInput: the images cannot be used, or `root` cannot be written.
+            UnknownSource: a source to use is not below `root`.
+            ShardError: shards that are there were written with other settings, or a source shares an image with
+                `public`.
         """
         if not self._folders():
             write_planned(self.root, self.plan)
+            return
+        names = [PUBLIC] * self.has_public() + self.chosen_sources()
+        manifests = {name: self.manifest(name) for name in names}
+        check_agreement(self.root, manifests, self.plan, self.split)
+        check_apart(self.root, manifests, self.excluded_keys())
 
     def _folders(self) -> list[str]:
+        mend(self.root)
         return sorted(path.parent.name for path in self.root.glob(f"*/{MANIFEST}"))
 
     def available_sources(self) -> list[str]:
@@ -128,17 +140,7 @@ class ShardDataModule(lightning.LightningDataModule):
         Raises:
             BadInput: the file is missing, or a line is no key.
         """
-        if self.exclude is None:
-            return frozenset()
-        path = Path(self.exclude)
-        if not path.is_file():
-            raise BadInput(f"exclude: '{path}' is no file; it must list keys, one a line")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        keys = frozenset(line.strip() for line in lines if line.strip())
-        for key in sorted(keys):
-            if not is_key(key):
-                raise BadInput(f"exclude: '{key}' in '{path}' is no key: keys have only letters, digits, _ and -")
-        return keys
+        return frozenset() if self.exclude is None else read_keys(Path(self.exclude))
 
     def manifest(self, source: str) -> Manifest:
         """Return what the manifest of a source, or of `public`, says.
@@ -147,7 +149,7 @@ class ShardDataModule(lightning.LightningDataModule):
             UnknownSource: there is no such source below `root`.
             ShardError: the manifest is malformed.
         """
-        return manifests.read_manifest(self._folder(source))
+        return read_manifest(self._folder(source))
 
     def _folder(self, source: str) -> Path:
         if source not in self._folders():
@@ -155,29 +157,25 @@ class ShardDataModule(lightning.LightningDataModule):
         return self.root / source
 
     def verify(self, source: str) -> Manifest:
-        """Compare the shards of a source with its manifest, byte for byte, and its images with the settings.
+        """Compare the shards of a source with its manifest, byte for byte and sample for sample, and with the settings.
 
         Raises:
             UnknownSource: there is no such source below `root`.
-            ShardError: they differ.
+            ShardError: they differ, or an image cannot be decoded.
         """
-        manifest = manifests.verify(self._folder(source))
-        self._check_shape(manifest)
+        manifest = self._verify_files(source)
+        for sample in all_samples(self.root / source, manifest):
+            decode_sample(sample, manifest.image)
         return manifest
 
-    def _check_shape(self, manifest: Manifest) -> None:
-        asked = ImageShape(self.plan.image_size, self.plan.channels)
-        there = manifest.image
-        if there != asked:
-            raise ShardError(
-                f"source '{manifest.source}' in '{self.root}' has images of size {there.size} with {there.channels} "
-                f"channels, but the settings say size {asked.size} with {asked.channels} channels: set image_size and "
-                "channels to those of the shards, or write the shards again"
-            )
+    def _verify_files(self, source: str) -> Manifest:
+        manifest = verify_files(self._folder(source))
+        check_shape(self.root, manifest, self.plan)
+        return manifest
 
     def used(self, source: str, part: Part) -> dict[str, Sample]:
         """Return the samples of a part that are used, by key: not excluded, each content once."""
-        return manifests.usable(self.manifest(source), part, self.excluded_keys())
+        return usable(self.manifest(source), part, self.excluded_keys())
 
     def data_sha256(self, source: str) -> str:
         """Return the hash of the key, content and label of every training sample that is used."""
@@ -194,28 +192,28 @@ class ShardDataModule(lightning.LightningDataModule):
             UnknownSource: there is no such source below `root`.
             ShardError: the shards are not what the manifest or the settings say.
         """
-        manifest = self.verify(source)
-        used = manifests.usable(manifest, part, self.excluded_keys())
-        shards = (whole_shard(self.root / source / name, shard) for name, shard in manifest.shards.items())
-        samples = sorted(keep(chain.from_iterable(shards), used.keys()), key=lambda sample: sample.key)
-        check_complete(self.root / source, len(samples), len(used))
-        size, channels = self.plan.image_size, self.plan.channels
-        if not samples:
-            return [], torch.empty(0, channels, size, size, dtype=torch.uint8), []
-        batch = decode_batch(samples, size, channels)
+        manifest = self._verify_files(source)
+        used = usable(manifest, part, self.excluded_keys())
+        batch = decode_batch(keep(all_samples(self.root / source, manifest), used.keys()), manifest.image)
         return batch["key"], batch["image"], batch["label"]
 
-    def open(self, source: str) -> None:
+    def open(self, source: str, first_batch: int = 0) -> None:
         """Make `source`, or `public`, the one that `train_dataloader` streams.
 
+        Args:
+            source: the source.
+            first_batch: the batch of each rank at which the stream starts: as many optimizer steps were done before.
+
         Raises:
+            BadInput: `first_batch` is negative.
             UnknownSource: there is no such source below `root`.
             ShardError: its shards are not what the manifest or the settings say.
         """
-        self.verify(source)
-        self.phase = source
+        check_at_least("first_batch", first_batch, 0)
+        self._verify_files(source)
+        self.phase, self.first_batch = source, first_batch
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> SourceLoader:
         """Return the endless batches of the opened source: {key, image uint8 [batch, channel, height, width], label}.
 
         Raises:
@@ -232,8 +230,9 @@ class ShardDataModule(lightning.LightningDataModule):
             seed=self.seed,
             batch_size=self.batch_size,
             share=self._share(),
+            first_batch=self.first_batch,
         )
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        return SourceLoader(stream, self.num_workers)
 
     def _share(self) -> Share:
         return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share(0, 1)

@@ -39,13 +39,18 @@ def destination(record: Record, split: str, public_labels: frozenset[str], publi
 
 def in_public_fraction(key: str, fraction: float) -> bool:
     """Tell whether the sample is among the `fraction` of all samples that goes to `public`."""
-    return unit_hash("public", key) < fraction
+    return public_draw(key) < fraction
+
+
+def public_draw(key: str) -> float:
+    """Return the number in [0, 1) that decides whether the sample goes to `public`."""
+    return unit_hash("public", key)
 
 
 def source_of(record: Record, split: str) -> str:
     """Return the source that `split` gives to a record (see `destination`)."""
     if split == "class":
-        return check_source(record.label)
+        return check_source(record.label, record.origin)
     if split.startswith("random:"):
         return random_part(record.key, int(split.removeprefix("random:")))
     return named_source(record, split)
@@ -60,7 +65,7 @@ def named_source(record: Record, split: str) -> str:
     """Return the source that the origin itself names, which may be `public`."""
     if record.source is None:
         raise BadInput(f"split '{split}' needs images from a folder or list, but {record.origin} has no source")
-    return record.source if record.source == PUBLIC else check_source(record.source)
+    return record.source if record.source == PUBLIC else check_source(record.source, record.origin)
 
 
 def public_labels(classes: Sequence[str], entries: Sequence[str | int]) -> frozenset[str]:
@@ -85,7 +90,12 @@ def _public_label(classes: Sequence[str], entry: str) -> str:
 
 def part_of(key: str, heldout_fraction: float) -> Part:
     """Return `heldout` for this fraction of the samples, `train` for the others."""
-    return HELDOUT if unit_hash("heldout", key) < heldout_fraction else TRAIN
+    return HELDOUT if heldout_draw(key) < heldout_fraction else TRAIN
+
+
+def heldout_draw(key: str) -> float:
+    """Return the number in [0, 1) that decides whether the sample is held out."""
+    return unit_hash("heldout", key)
 
 
 def shard_of(key: str, shards_per_source: int) -> str:

@@ -1,34 +1,19 @@
 """The stages of the training stream: shards -> raw samples -> order -> batches -> images. All are plain generators."""
 
 import itertools
-import json
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from cdm_lightning.errors import ShardError
 from cdm_lightning.images import decode_image
 from cdm_lightning.seeding import stable_hash
-from datamodules.manifest import AGAIN, Shard
-
-MEMBERS = {"png", "json"}
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """One sample as it lies in its shard: two files, not decoded."""
-
-    key: str
-    png: bytes
-    json: bytes
-    shard: Path
+from datamodules.manifest import AGAIN, ImageShape, Manifest
+from datamodules.tars import RawSample, whole_shard
 
 
 class DecodedSample(TypedDict):
@@ -47,41 +32,6 @@ class Batch(TypedDict):
     label: list[str]
 
 
-def read_shard(path: Path) -> Iterator[RawSample]:
-    """Yield the samples of a tar in the order in which they lie there; nothing in it is unpickled or run.
-
-    Raises:
-        ShardError: the tar is missing or cut, or a sample is not exactly one .png and one .json.
-    """
-    try:
-        with path.open("rb") as stream:
-            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
-                yield _raw_sample(sample, path)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read ({type(error).__name__}): {AGAIN}") from error
-
-
-def _raw_sample(sample: Mapping[str, Any], path: Path) -> RawSample:
-    members = {name for name in sample if not name.startswith("__")}
-    if members != MEMBERS:
-        raise ShardError(
-            f"{path}: sample '{sample['__key__']}' has {sorted(members)}, not one json and one png: {AGAIN}"
-        )
-    return RawSample(sample["__key__"], sample["png"], sample["json"], path)
-
-
-def whole_shard(path: Path, shard: Shard) -> list[RawSample]:
-    """Read all samples of a shard.
-
-    Raises:
-        ShardError: as `read_shard`, or there are not as many as its manifest says.
-    """
-    samples = list(read_shard(path))
-    if len(samples) != shard.samples:
-        raise ShardError(f"{path} has {len(samples)} samples, not {shard.samples} as in its manifest: {AGAIN}")
-    return samples
-
-
 def shard_order(names: Iterable[str], seed: int, source: str, epoch: int) -> list[str]:
     """Return the shards in the order of an epoch."""
     return sorted(names, key=lambda name: stable_hash(seed, source, epoch, name))
@@ -97,34 +47,34 @@ def keep(samples: Iterable[RawSample], used: AbstractSet[str]) -> Iterator[RawSa
     return (sample for sample in samples if sample.key in used)
 
 
-def check_complete(folder: Path, count: int, expected: int) -> None:
-    """Raise ShardError unless as many used samples were found in the shards as the manifest has."""
-    if count != expected:
-        raise ShardError(f"the shards in {folder} have {count} of the {expected} used samples of the manifest: {AGAIN}")
-
-
 def training_order(
-    folder: Path, shards: Mapping[str, Shard], used: AbstractSet[str], *, seed: int, source: str, epoch: int
+    folder: Path, manifest: Manifest, used: AbstractSet[str], *, seed: int, epoch: int
 ) -> Iterator[RawSample]:
     """Yield every used sample once, in the order of an epoch: a function of the keys, seed, source and epoch alone.
 
     Raises:
         ShardError: a shard is not what the manifest says, or a used sample is in none of them.
     """
-    count = 0
-    for name in shard_order(shards, seed, source, epoch):
-        samples = sample_order(keep(whole_shard(folder / name, shards[name]), used), seed, source, epoch)
-        count += len(samples)
+    source, missing = manifest.source, set(used)
+    for name in shard_order(manifest.shards, seed, source, epoch):
+        samples = sample_order(keep(whole_shard(folder / name, manifest), missing), seed, source, epoch)
+        missing -= {sample.key for sample in samples}
         yield from samples
-    check_complete(folder, count, len(used))
+    if missing:
+        raise ShardError(f"no shard in {folder} has sample '{min(missing)}' of the manifest: {AGAIN}")
 
 
 def training_stream(
-    folder: Path, shards: Mapping[str, Shard], used: AbstractSet[str], *, seed: int, source: str
+    folder: Path, manifest: Manifest, used: AbstractSet[str], *, seed: int, start: int = 0
 ) -> Iterator[RawSample]:
-    """Yield the training order of epoch 0, 1, 2, ... for ever (see `training_order`); `used` must not be empty."""
-    for epoch in itertools.count():
-        yield from training_order(folder, shards, used, seed=seed, source=source, epoch=epoch)
+    """Yield the training order of epoch 0, 1, 2, ... for ever (see `training_order`), from its sample `start` on.
+
+    Epochs before it are skipped without a look at the shards: every epoch has as many samples as are `used`, which
+    must not be empty.
+    """
+    first_epoch, position = divmod(start, len(used))
+    epochs = (training_order(folder, manifest, used, seed=seed, epoch=epoch) for epoch in itertools.count(first_epoch))
+    return itertools.islice(itertools.chain.from_iterable(epochs), position, None)
 
 
 def batches(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:
@@ -137,32 +87,35 @@ def batches(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]
 def own_batches(
     stream: Iterable[list[RawSample]], *, rank: int, world: int, worker: int, workers: int
 ) -> Iterator[list[RawSample]]:
-    """Yield the batches of one worker: batch g is rank g % world's, and there worker (g // world) % workers'."""
-    for g, batch in enumerate(stream):
-        if g % world == rank and (g // world) % workers == worker:
-            yield batch
+    """Yield the batches of one worker: batch g is rank g % world's, and there worker (g // world) % workers'.
+
+    Webdataset's `split_by_node` and `split_by_worker` cut in the same way, but take all four numbers from environment
+    variables, the process group or the worker, and so cannot be told or tested without these.
+    """
+    own_rank = itertools.islice(stream, rank, None, world)
+    return itertools.islice(own_rank, worker, None, workers)
 
 
-def decode_sample(sample: RawSample, size: int, channels: int) -> DecodedSample:
+def decode_sample(sample: RawSample, image: ImageShape) -> DecodedSample:
     """Decode one sample to an image, uint8 [channels, size, size].
 
     Raises:
-        ShardError: its two files are not such an image and a label.
+        ShardError: it is no image of this size and number of channels.
     """
     try:
-        image, label = decode_image(sample.png, channels), json.loads(sample.json)["label"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{sample.shard}: sample '{sample.key}' cannot be decoded ({error}): {AGAIN}") from error
-    if image.shape != (channels, size, size) or not isinstance(label, str):
-        raise ShardError(f"{sample.shard}: sample '{sample.key}' is no {size}x{size} image with a label: {AGAIN}")
-    return {"key": sample.key, "image": image, "label": label}
+        pixels = decode_image(sample.png, (image.channels, image.size, image.size))
+    except ValueError as error:
+        raise ShardError(f"{sample.shard}: sample '{sample.key}' cannot be used ({error}): {AGAIN}") from error
+    return {"key": sample.key, "image": pixels, "label": sample.label}
 
 
-def decode_batch(samples: Iterable[RawSample], size: int, channels: int) -> Batch:
-    """Decode the samples of a batch and stack them."""
-    decoded = [decode_sample(sample, size, channels) for sample in samples]
+def decode_batch(samples: Iterable[RawSample], image: ImageShape) -> Batch:
+    """Decode the samples of a batch and stack them; there may be none."""
+    decoded = [decode_sample(sample, image) for sample in samples]
+    images = [sample["image"] for sample in decoded]
+    none = torch.empty(0, image.channels, image.size, image.size, dtype=torch.uint8)
     return {
         "key": [sample["key"] for sample in decoded],
-        "image": torch.stack([sample["image"] for sample in decoded]),
+        "image": torch.stack(images) if images else none,
         "label": [sample["label"] for sample in decoded],
     }

@@ -5,10 +5,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.data import IterableDataset, get_worker_info
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from cdm_lightning.errors import ShardError
 from datamodules.manifest import Manifest
 from datamodules.stages import Batch, batches, decode_batch, own_batches, training_stream
+from datamodules.tars import RawSample
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,23 @@ class Share:
     world: int
 
 
-class SourceStream(IterableDataset[Batch]):
-    """Batches of one source, for ever: all workers of all ranks see one global sequence and decode their own part."""
+class SourceStream(IterableDataset[Batch | ShardError]):
+    """Batches of one source, for ever: all workers of all ranks see one global sequence and decode their own part.
+
+    Every rank starts at its batch `first_batch`; what lies before it is not decoded. What is wrong with a shard comes
+    as the last item.
+    """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, used: AbstractSet[str], *, seed: int, batch_size: int, share: Share
+        self,
+        folder: Path,
+        manifest: Manifest,
+        used: AbstractSet[str],
+        *,
+        seed: int,
+        batch_size: int,
+        share: Share,
+        first_batch: int,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -31,12 +46,35 @@ class SourceStream(IterableDataset[Batch]):
         self.seed = seed
         self.batch_size = batch_size
         self.share = share
+        self.first_batch = first_batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | ShardError]:
+        try:
+            for group in self._own_batches():
+                yield decode_batch(group, self.manifest.image)
+        except ShardError as error:
+            yield error
+
+    def _own_batches(self) -> Iterator[list[RawSample]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        shards, image = self.manifest.shards, self.manifest.image
-        samples = training_stream(self.folder, shards, self.used, seed=self.seed, source=self.manifest.source)
+        start = self.first_batch * self.share.world * self.batch_size
+        samples = training_stream(self.folder, self.manifest, self.used, seed=self.seed, start=start)
         groups = batches(samples, self.batch_size)
-        own = own_batches(groups, rank=self.share.rank, world=self.share.world, worker=worker, workers=workers)
-        return (decode_batch(group, image.size, image.channels) for group in own)
+        return own_batches(groups, rank=self.share.rank, world=self.share.world, worker=worker, workers=workers)
+
+
+class SourceLoader(DataLoader[Batch | ShardError]):
+    """Loads a `SourceStream` and raises the error that it yields: one raised in a worker comes with its traceback.
+
+    The generator, which nobody draws from, keeps DataLoader away from the global one.
+    """
+
+    def __init__(self, stream: SourceStream, num_workers: int) -> None:
+        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, ShardError):
+                raise item
+            yield item

@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import os
 import tarfile
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from datamodules.manifest import ImageShape, Manifest, Shard, write_manifest
 from datamodules.origins import OriginName, read_origin
 from datamodules.overlap import drop_shared
 from datamodules.plan import Plan
+from datamodules.publish import publish
 from datamodules.splits import shard_of
 
 
@@ -52,7 +51,8 @@ def write_shards(
         The number of samples of each source that was written, `public` among them.
 
     Raises:
-        BadInput: a setting is out of range, or the images cannot be used.
+        BadInput: a setting is out of range, the images cannot be used, or `root` cannot be written; what is below
+            `root` is then as it was.
     """
     plan = Plan(
         from_,
@@ -73,35 +73,14 @@ def write_shards(
 def write_planned(root: Path, plan: Plan) -> dict[str, int]:
     """Write the shards of all sources as `plan` says (see `write_shards`)."""
     sources = drop_shared(encode_sources(read_origin(plan.from_, plan.input), plan), plan.drop_from_public)
-    _publish(root, sources, plan)
+    publish(root, lambda new: write_sources(new, sources, plan))
     return {source: len(samples) for source, samples in sorted(sources.items())}
 
 
-def _publish(root: Path, sources: Sources, plan: Plan) -> None:
-    """Write everything beside `root`, then move it there."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
-        staged = Path(temporary) / root.name
-        for source, samples in sources.items():
-            write_source(staged / source, samples, plan)
-        if root.is_dir() and any(root.iterdir()):
-            for source in sources:
-                _replace(staged / source, root / source, Path(temporary) / f"{source}.old")
-        else:
-            os.replace(staged, root)
-
-
-def _replace(new: Path, place: Path, old: Path) -> None:
-    """Move folder `new` to `place` unless it is there already, byte for byte; what was there goes to `old`."""
-    if place.exists():
-        if _bytes_of(place) == _bytes_of(new):
-            return
-        os.replace(place, old)
-    os.replace(new, place)
-
-
-def _bytes_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+def write_sources(folder: Path, sources: Sources, plan: Plan) -> None:
+    """Write one folder of shards per source below `folder`."""
+    for source, samples in sources.items():
+        write_source(folder / source, samples, plan)
 
 
 def write_source(folder: Path, samples: Mapping[str, Encoded], plan: Plan) -> None:

@@ -23,6 +23,7 @@ model:
     init_args: {patch_size: 4, width: 16, depth: 3, heads: 2}
   backbone_steps: 40
   rank: 16
+metrics: {extractor: none}
 trainer:
   enable_progress_bar: false
   logger: false

@@ -11,24 +11,51 @@ PACKAGES = ("cdm_lightning", "datamodules", "callbacks")
 
 # Highest layer first. A module may import from its own layer and from lower ones. A new module gets its name here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "fit_command", "shards_command", "__main__"),
+    ("cli", "fit_command", "trainer_checks", "shards_command", "__main__"),
     ("callbacks",),
-    ("fitting", "validation", "recipe"),
+    ("fitting", "training", "fit_checks", "card_making", "validation", "recipe", "ranks"),
     ("module",),
-    ("generation", "attribution", "evaluation", "packing", "store_commands"),
-    ("composition", "compartments", "sampling", "loss", "store", "card", "ledger"),
-    ("public", "drafts"),
+    (
+        "generation",
+        "attribution",
+        "evaluation",
+        "extractors",
+        "feature_sums",
+        "metrics",
+        "reference",
+        "packing",
+        "store_commands",
+        "source_forms",
+    ),
+    ("composition", "compartment", "compartments", "sampling", "loss", "schedule", "store", "card", "ledger"),
+    ("public", "drafts", "pseudo_sources"),
     ("evidence",),
-    ("denoiser", "gaussians", "prompts", "backbone", "guide_head", "ema", "tensor_files"),
-    ("images", "seeding", "errors", "parser", "phase"),
+    (
+        "denoiser",
+        "gaussians",
+        "prompts",
+        "backbone",
+        "guide_head",
+        "uvit_layers",
+        "public_weights",
+        "ema",
+        "tensor_files",
+    ),
+    ("images", "seeding", "interpolation", "errors", "parser", "phase"),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}
-MAY_IMPORT_PACKAGES = ("cli", "fit_command", "shards_command")  # the only ones that know datamodules and callbacks
+MAY_IMPORT_PACKAGES = (
+    "cli",
+    "fit_command",
+    "trainer_checks",
+    "shards_command",
+)  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them
-    "lightning": ("module", "recipe", "fit_command", "datamodules", "callbacks"),
+    "lightning": ("module", "recipe", "ranks", "fit_command", "trainer_checks", "datamodules", "callbacks"),
     "webdataset": ("datamodules",),
-    "safetensors": ("tensor_files",),
+    "safetensors": ("tensor_files", "public_weights"),
+    "torch_fidelity": ("extractors", "metrics"),
 }
 BANNED_NAMES = ("utils", "helpers", "common", "misc")
 

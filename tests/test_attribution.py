@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from cdm_lightning.attribution import DRAWS, attribution_matrix, credits_of, cross_entropy, is_informative
+from cdm_lightning.attribution import (
+    DRAWS,
+    accuracy,
+    attribution_matrix,
+    calibration_error,
+    credits_of,
+    cross_entropy,
+    is_informative,
+    mean_credit,
+    weights_at,
+)
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
@@ -103,3 +113,36 @@ def test_credits_are_informative_if_better_than_knowing_nothing() -> None:
     assert is_informative(math.log(5) - 1e-6, 5)
     assert not is_informative(math.log(5), 5)
     assert not is_informative(math.nan, 5)
+
+
+HAND = [torch.tensor([[0.9, 0.4], [0.1, 0.6]]), torch.tensor([[0.7, 0.2, 0.3], [0.3, 0.8, 0.7]])]
+
+
+def test_accuracy_and_mean_credit_by_hand() -> None:
+    assert accuracy(HAND) == pytest.approx(3 / 5)
+    assert mean_credit(HAND) == pytest.approx((0.9 + 0.4 + 0.3 + 0.8 + 0.7) / 5)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Of 15 bins: 0.9 right; 0.6 wrong; 0.7 wrong and 0.7 right share a bin; 0.8 right."""
+    expected = (abs(1 - 0.9) + abs(0 - 0.6) + abs((0 - 0.7) + (1 - 0.7)) + abs(1 - 0.8)) / 5
+    assert calibration_error(HAND) == pytest.approx(expected, abs=1e-6)
+
+
+def test_weights_that_are_true_probabilities_are_calibrated() -> None:
+    """Limit: images drawn from the mixture itself, judged by its own posterior."""
+    g = torch.Generator().manual_seed(0)
+    first = torch.rand(40000, generator=g, dtype=torch.float64)
+    weights, true = torch.stack([first, 1 - first]), torch.rand(40000, generator=g, dtype=torch.float64) > first
+    assert calibration_error([weights[:, ~true], weights[:, true]]) < 0.02
+    assert calibration_error([weights[:, true], weights[:, ~true]]) > 0.4
+
+
+def test_weights_at_a_level_are_the_composed_weights_of_noised_images() -> None:
+    mixed, x_0 = composed(sources(torch.float32)), images(6, torch.float32)
+    first, again, other = (weights_at(mixed, x_0, sigma) for sigma in (0.3, 0.3, 0.4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    noise = torch.randn(x_0.shape, generator=generator(0, "weights", "0.3"))
+    expected = mixed.weights(x_0 + 0.3 * noise, torch.full((6,), 0.3))
+    torch.testing.assert_close(first, expected, rtol=0, atol=0)

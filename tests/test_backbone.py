@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from cdm_lightning.backbone import Backbone, UViT, freeze, sinusoidal_embedding, tensors_sha256
+from cdm_lightning.backbone import Backbone, UViT, freeze, tensors_sha256
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import GuideHead
+from cdm_lightning.uvit_layers import sinusoidal_embedding
 
 
 def tiny(guided: bool = True, seed: int = 0) -> UViT:
@@ -147,15 +148,40 @@ def test_the_hash_sees_every_bit() -> None:
         ({"patch_size": 3}, "patch_size is 3; expected a divisor of the image size 8"),
         ({"width": 18}, "width is 18; expected a multiple of 2"),
         ({"depth": 4}, "depth is 4; expected an odd number"),
+        ({"classes": -1}, "classes is -1; expected at least 0"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0; expected a number above 0"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(sizes: dict[str, int], said: str) -> None:
+def test_sizes_that_do_not_fit_are_named(sizes: dict[str, float], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         UViT(**({"image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "depth": 3, "heads": 2} | sizes))
 
 
-def test_constructor_arguments_rebuild_the_network() -> None:
-    backbone: Backbone = tiny()
+VARIANT = {"time_mlp": False, "classes": 3, "final_convolution": False, "norm_epsilon": 1e-5}
+
+
+def test_a_fresh_network_of_another_variant_is_zero_and_depends_on_its_generator_alone() -> None:
+    """Without a convolution the last layer, which starts at 0, is the one over tokens."""
+    hashes = []
+    for seed in (3, 3, 4):
+        fresh = UViT(image_size=8, channels=1, guided=False, patch_size=4, width=16, depth=3, heads=2, **VARIANT)  # type: ignore[arg-type]
+        fresh.initialize(torch.Generator().manual_seed(seed))
+        x, time, _ = inputs(2)
+        assert torch.equal(fresh(x, time), torch.zeros(2, 1, 8, 8))
+        hashes.append(tensors_sha256(fresh))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_arguments_at_their_defaults_are_not_noted() -> None:
+    """So that a store from before they existed is the same store."""
+    sizes = {"image_size": 8, "channels": 1, "guided": True, "patch_size": 4, "width": 16, "depth": 3, "heads": 2}
+    assert tiny().init_args == sizes
+    assert UViT(**(sizes | VARIANT)).init_args == sizes | VARIANT  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("variant", [{}, VARIANT])
+def test_constructor_arguments_rebuild_the_network(variant: dict[str, float]) -> None:
+    backbone: Backbone = UViT(**(tiny().init_args | variant))
     again = UViT(**backbone.init_args)
     again.load_state_dict(backbone.state_dict())
     assert tensors_sha256(again) == tensors_sha256(backbone)

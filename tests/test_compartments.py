@@ -2,27 +2,31 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from cdm_lightning.backbone import UViT
-from cdm_lightning.compartments import Compartment, Compartments
-from cdm_lightning.composition import ComposedDenoiser, DraftDenoiser, RowDenoiser
-from cdm_lightning.denoiser import edm_denoise, guided_denoise
+from cdm_lightning.compartment import ClassForm, Compartment
+from cdm_lightning.compartments import Compartments
+from cdm_lightning.composition import DraftDenoiser, RowDenoiser
+from cdm_lightning.denoiser import EDM, VP, Network, Preconditioning, denoise, guided_denoise, linear_time
 from cdm_lightning.drafts import DraftError
+from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
-from cdm_lightning.prompts import Tokens
+from cdm_lightning.prompts import Full, LoRA, Prompt, Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.sampling import karras_sigmas, sample
 
 SHAPE = (1, 8, 8)
 SWITCH = 1.0
-SIZES = {"two": 40, "none": 25, "three": 200, "plain": 25, "also_two": 60}
+SIZES = {"two": 40, "none": 25, "three": 200, "plain": 25, "also_two": 60, "lora": 30, "also_lora": 31, "full": 32}
 TOKENS = {"two": 2, "three": 3, "also_two": 2}
 SOURCES = list(SIZES)
+PRECONDITIONINGS = [EDM(), VP(linear_time)]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -51,18 +55,32 @@ def public() -> Public:
     return Public(closed_form(99), Strength(), draft_error, Calibration.none(), SWITCH, 6)
 
 
-def prompt(source: str) -> Tokens | None:
-    if source not in TOKENS:
+def prompt(source: str, guided: bool) -> Prompt | None:
+    """Return a prompt that is far from its start, so that it matters."""
+    g = generator(SOURCES.index(source))
+    made: Prompt
+    if source in TOKENS:
+        made = Tokens(network(guided), TOKENS[source], 0, g)
+    elif "lora" in source:
+        made = LoRA(network(guided), 2, 0, g)
+    elif source == "full":
+        made = Full(network(guided), 0, g)
+    else:
         return None
-    made = Tokens((3, 16), TOKENS[source], generator(len(source)))
     with torch.no_grad():
-        made.tokens.mul_(50)
-    return made
+        for parameter in made.parameters():
+            parameter.add_((0.1 if source == "full" else 1.0) * torch.randn(parameter.shape, generator=g))
+    return made.requires_grad_(False)
 
 
-def opened(guided: bool = True, sources: list[str] = SOURCES, switch: float = SWITCH) -> Compartments:
-    parts = {s: Compartment(SIZES[s], closed_form(SOURCES.index(s)), prompt(s)) for s in sources}
-    return Compartments(network(guided), parts, public(), guided, switch)
+def opened(
+    guided: bool = True,
+    sources: list[str] = SOURCES,
+    switch: float = SWITCH,
+    preconditioning: Preconditioning = PRECONDITIONINGS[0],
+) -> Compartments:
+    parts = {s: Compartment(SIZES[s], closed_form(SOURCES.index(s)), prompt(s, guided)) for s in sources}
+    return Compartments(network(guided), parts, public(), guided, switch, preconditioning)
 
 
 @dataclass
@@ -70,6 +88,7 @@ class OneByOne:
     """The slow version: D_i of one image, from the definition."""
 
     compartments: Compartments
+    preconditioning: Preconditioning
 
     def __call__(self, x: Tensor, sigma: float, source: str) -> Tensor:
         own = self.compartments.compartments[source]
@@ -77,14 +96,17 @@ class OneByOne:
         draft = own.closed_form.denoise(x[None], level)
         if sigma >= self.compartments.sigma_switch:
             return draft[0]
-        tokens = None if own.prompt is None else own.prompt.tokens.detach()[None]
+        network: Network = self.compartments.backbone
+        if own.prompt is not None:
+            one = torch.zeros(1, dtype=torch.long)
+            network = type(own.prompt).network(self.compartments.backbone, [own.prompt], one, one)
         if not self.compartments.guided:
-            return edm_denoise(self.compartments.network, x[None], level, prompt=tokens)[0]
+            return denoise(self.preconditioning, network, x[None], level)[0]
         error = self.compartments.public.error.at(level, torch.tensor([float(own.n)]))
-        return guided_denoise(self.compartments.network, x[None], level, draft, error, prompt=tokens)[0]
+        return guided_denoise(self.preconditioning, network, x[None], level, draft, error)[0]
 
 
-def mixed_rows(n: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_rows(n: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows of every source, in disorder, at levels above, at and below the switch."""
     order = torch.randperm(n, generator=generator(5))
     sigma = torch.tensor([0.01, 0.3, 0.999, 1.0, 1.5, 80.0]).repeat(n // 6)[order]
@@ -92,11 +114,12 @@ def mixed_rows(n: int = 30) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(n, *SHAPE, generator=generator(6)) * (0.5 + sigma[:, None, None, None]), sigma, source
 
 
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
 @pytest.mark.parametrize("guided", [True, False])
 @torch.inference_mode()
-def test_rows_equal_one_call_for_each(guided: bool) -> None:
-    compartments, (x, sigma, source) = opened(guided), mixed_rows()
-    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments)
+def test_rows_equal_one_call_for_each(guided: bool, preconditioning: Preconditioning) -> None:
+    compartments, (x, sigma, source) = opened(guided, preconditioning=preconditioning), mixed_rows()
+    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments, preconditioning)
     for k in range(len(x)):
         expected = slow(x[k], float(sigma[k]), SOURCES[int(source[k])])
         torch.testing.assert_close(rows[k], expected, rtol=1e-4, atol=1e-4)
@@ -108,17 +131,17 @@ def test_prompt_guide_level_and_source_all_matter() -> None:
     compartments, x, sigma = opened(), torch.randn(1, *SHAPE, generator=generator(1)), torch.tensor([0.3])
     denoised = [compartments[source](x, sigma) for source in SOURCES]
     differences = torch.cdist(torch.cat(denoised).flatten(1), torch.cat(denoised).flatten(1))
-    assert (differences + torch.eye(5)).min() > 1e-2
+    assert (differences + torch.eye(len(SOURCES))).min() > 1e-2
     own = compartments.compartments["two"]
-    bare = Compartments(network(True), {"two": Compartment(own.n, own.closed_form)}, public(), True, SWITCH)
+    bare = Compartments(network(True), {"two": Compartment(own.n, own.closed_form)}, public(), True, SWITCH, EDM())
     assert (bare["two"](x, sigma) - denoised[0]).abs().max() > 1e-2
 
 
 @torch.inference_mode()
 def test_a_source_is_a_callable_of_its_own() -> None:
-    compartments, (x, sigma, _) = opened(), mixed_rows(6 * 5)
+    compartments, (x, sigma, _) = opened(), mixed_rows()
     assert list(compartments) == SOURCES
-    assert len(compartments) == 5
+    assert len(compartments) == len(SOURCES)
     for i, source in enumerate(SOURCES):
         rows = compartments.rows(x, sigma, torch.full((len(x),), i))
         torch.testing.assert_close(compartments[source](x, sigma), rows, rtol=0, atol=0)
@@ -130,19 +153,19 @@ def test_a_source_is_a_callable_of_its_own() -> None:
 def test_network_evaluations_are_counted_below_the_switch_alone() -> None:
     compartments, (x, sigma, source) = opened(), mixed_rows()
     compartments.rows(x, sigma, source)
-    assert compartments.evaluations == int((sigma < SWITCH).sum()) == 15
+    assert compartments.evaluations == int((sigma < SWITCH).sum()) == 24
     compartments.rows(x[:3], torch.full((3,), 5.0), source[:3])
-    assert compartments.evaluations == 15
+    assert compartments.evaluations == 24
     compartments["none"](x[:2], torch.full((2,), 0.5))
-    assert compartments.evaluations == 17
+    assert compartments.evaluations == 26
 
 
 @torch.inference_mode()
 def test_with_an_endless_switch_the_network_denoises_everything() -> None:
     compartments, (x, sigma, source) = opened(switch=math.inf), mixed_rows()
-    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments)
-    assert compartments.evaluations == 30
-    for k in range(0, 30, 4):
+    rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments, EDM())
+    assert compartments.evaluations == 48
+    for k in range(0, 48, 5):
         expected = slow(x[k], float(sigma[k]), SOURCES[int(source[k])])
         torch.testing.assert_close(rows[k], expected, rtol=1e-4, atol=1e-3)
 
@@ -160,9 +183,10 @@ def test_finish_of_one_source_is_that_source() -> None:
             torch.testing.assert_close(compartments.finish(x, level, weights), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
 @torch.inference_mode()
-def test_finish_is_guided_by_the_mixed_draft_and_its_root_mean_square_error() -> None:
-    compartments = opened(sources=["none", "plain"])
+def test_finish_is_guided_by_the_mixed_draft_and_its_root_mean_square_error(preconditioning: Preconditioning) -> None:
+    compartments = opened(sources=["none", "plain"], preconditioning=preconditioning)
     compartments.compartments["plain"] = Compartment(100, closed_form(3))
     x, level = torch.randn(3, *SHAPE, generator=generator(1)), torch.full((3,), 0.2)
     weights = torch.tensor([[0.25, 0.5, 1.0], [0.75, 0.5, 0.0]])
@@ -170,7 +194,7 @@ def test_finish_is_guided_by_the_mixed_draft_and_its_root_mean_square_error() ->
     draft = weights[0][:, None, None, None] * drafts[0] + weights[1][:, None, None, None] * drafts[1]
     errors = [compartments.public.error.at(level, torch.full((3,), n)) for n in (25.0, 100.0)]
     error = (weights[0] * errors[0] ** 2 + weights[1] * errors[1] ** 2).sqrt()
-    expected = guided_denoise(compartments.network, x, level, draft, error)
+    expected = guided_denoise(preconditioning, compartments.backbone, x, level, draft, error)
     torch.testing.assert_close(compartments.finish(x, level, weights), expected, rtol=1e-5, atol=1e-5)
     assert compartments.evaluations == 3
     above = torch.full((3,), 2.0)
@@ -190,7 +214,7 @@ def test_only_guided_compartments_without_prompts_can_finish() -> None:
 
 def test_prior_is_the_share_of_the_images() -> None:
     prior = opened().prior()
-    assert prior == {source: n / 350 for source, n in SIZES.items()}
+    assert prior == {source: n / sum(SIZES.values()) for source, n in SIZES.items()}
     assert math.fsum(prior.values()) == pytest.approx(1, abs=1e-12)
 
 
@@ -208,13 +232,7 @@ def test_a_step_below_the_switch_costs_two_network_evaluations_and_above_it_none
     strategy: str, calls: int | None
 ) -> None:
     compartments = opened(sources=["none", "plain"])
-    composed = ComposedDenoiser(
-        compartments,
-        compartments.evidence(),
-        compartments.prior(),
-        strategy,  # type: ignore[arg-type]
-        SWITCH,
-    )
+    composed = compartments.composed(strategy)  # type: ignore[arg-type]
     trajectory, grid = composed.start(0, range(6)), karras_sigmas(10, through=SWITCH)
     x_0 = sample(trajectory, torch.randn(6, *SHAPE, generator=generator(2)), grid, on_step=trajectory.on_step)
     assert x_0.isfinite().all()
@@ -232,3 +250,49 @@ def test_an_image_does_not_depend_on_the_rows_beside_it() -> None:
     compartments, (x, sigma, source) = opened(), mixed_rows()
     rows, some = compartments.rows(x, sigma, source), torch.tensor([3, 17, 8])
     torch.testing.assert_close(compartments.rows(x[some], sigma[some], source[some]), rows[some], rtol=1e-4, atol=1e-4)
+
+
+def labelled(source: str, classes: dict[str, int]) -> Compartment:
+    """Return a compartment with closed forms of its classes and a prompt that knows their labels."""
+    made = Tokens(network(True), 2, len(classes), generator(len(source)))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(50)
+    forms = {label: ClassForm(n, closed_form(50 + n)) for label, n in classes.items()}
+    return Compartment(sum(classes.values()), closed_form(len(source)), made.requires_grad_(False), forms)
+
+
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
+@torch.inference_mode()
+def test_under_a_class_the_compartments_are_those_of_its_images(preconditioning: Preconditioning) -> None:
+    parts = {
+        "both": labelled("both", {"cat": 30, "dog": 10}),
+        "one": labelled("one", {"dog": 40}),
+        "none": labelled("none", {}),
+    }
+    compartments = Compartments(network(True), parts, public(), True, SWITCH, preconditioning)
+    dogs = compartments.under("dog")
+    assert dogs.prior() == {"both": 0.2, "one": 0.8}, "p(i | c) is the share of the class's images"
+    assert list(compartments.under("cat")) == ["both"]
+    x, sigma = torch.randn(2, *SHAPE, generator=generator(1)), torch.tensor([0.3, 5.0])
+    for source, n in (("both", 10), ("one", 40)):
+        own, prompt = closed_form(50 + n), parts[source].prompt
+        assert torch.equal(dogs.evidence()[source].log_density(x, sigma), own.log_density(x, sigma))
+        assert isinstance(prompt, Tokens)
+        assert prompt.labels is not None
+        tokens = torch.cat([prompt.tokens, prompt.labels[2 if source == "both" else 1]], dim=1)[None]
+        error = public().error.at(sigma[:1], torch.tensor([float(n)]))
+        network_of_source = partial(compartments.backbone, prompt=tokens)
+        draft = own.denoise(x[:1], sigma[:1])
+        below = guided_denoise(preconditioning, network_of_source, x[:1], sigma[:1], draft, error)
+        expected = torch.cat([below, own.denoise(x[1:], sigma[1:])])
+        torch.testing.assert_close(dogs[source](x, sigma), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_that_no_source_has_is_refused() -> None:
+    parts = {"both": labelled("both", {"cat": 30, "dog": 10})}
+    compartments = Compartments(network(True), parts, public(), True, SWITCH, EDM())
+    with pytest.raises(BadInput, match="no chosen source has the class 'dgo'; there are cat, dog.*did you mean 'dog'"):
+        compartments.under("dgo")
+    with pytest.raises(BadInput, match="there are none: fit with model.class_labels true"):
+        opened().under("dog")

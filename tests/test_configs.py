@@ -3,22 +3,38 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from cdm_lightning.backbone import UViT
 from cdm_lightning.cli import main
 from cdm_lightning.fit_command import fit_parser
 
-CONFIGS = sorted(path.name for path in (Path(__file__).parent.parent / "configs").glob("*_shards.yaml"))
+CONFIGS = sorted(path.name for path in (Path(__file__).parent.parent / "configs").glob("*_shards*.yaml"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_parse_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = fit_parser().parse_args(["--config", name])
-    assert config.store == f"stores/{name.removesuffix('_shards.yaml')}"
+    assert config.store == f"stores/{name.removesuffix('.yaml').replace('_shards', '')}"
     assert config.model.guide in ("closed_form", "none")
     backbone = config.model.backbone.init_args
     assert (backbone.image_size, backbone.channels) == (config.data.image_size, config.data.channels)
     assert backbone.guided == (config.model.guide == "closed_form")
+
+
+def test_the_gpu_config_is_u_vit_s_2() -> None:
+    """Oracle: the published size (Bao et al. 2023, Table 1: 44M, without a network for time), a forward pass."""
+    settings = fit_parser().parse_args(["--config", "cifar_shards_gpu.yaml"]).model.backbone.init_args
+    plain = UViT(**vars(settings) | {"guided": False})
+    sizes = {name: parameter.numel() for name, parameter in plain.named_parameters()}
+    published = sum(size for name, size in sizes.items() if not name.startswith("time_embed"))
+    assert published == pytest.approx(44e6, rel=0.02)
+    assert (len(plain.in_blocks), len(plain.out_blocks), plain.patch_embed.num_patches) == (6, 6, 256)
+    with torch.inference_mode():
+        guided = UViT(**vars(settings))
+        image = torch.zeros(1, 3, 32, 32)
+        assert guided(image, torch.ones(1), guide=torch.cat([image, image], 1)).shape == image.shape
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdm_lightning import drafts as module
-from cdm_lightning.drafts import FOLDS, DraftError, Drafts, PseudoSources, denoising_errors
+from cdm_lightning import pseudo_sources as module
+from cdm_lightning.drafts import DraftError, Drafts, denoising_errors
 from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
+from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
 from cdm_lightning.public import Public, fit_calibration, fit_public
 from cdm_lightning.seeding import generator
 

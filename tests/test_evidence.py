@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cdm_lightning.evidence import Calibration, GaussianEvidence, interpolate
+from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.interpolation import interpolate
 
 SWITCH = 1.0
 CALIBRATION = Calibration(torch.tensor([0.1, 0.2, 0.8]), torch.tensor([9.0, 4.0, 2.0]), 0.15)

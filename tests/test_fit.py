@@ -1,18 +1,21 @@
 """`fit`, by command line: what is finished is skipped, what is interrupted starts anew, what is wrong is told."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from cdm_lightning import tensor_files
 from cdm_lightning.backbone import tensors_sha256
-from cdm_lightning.fitting import train
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import Store
+from cdm_lightning.training import train
 from tests.conftest import Fit
 
 
@@ -72,6 +75,40 @@ def test_an_interrupted_fit_goes_on_and_ends_in_the_same_bytes(
     assert set(Store.open(disturbed).sources()) == {"digit0", "digit1", "digit2", "digit3"}
     monkeypatch.undo()
     assert fit(disturbed, "[digit3, digit4, digit5]", *tokens) == 0
+    assert tree(disturbed) == tree(undisturbed)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("call", range(4))
+def test_a_disk_that_cannot_be_written_leaves_the_store_as_it_was(
+    call: int,
+    fault: int,
+    store: Path,
+    fit: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    undisturbed, disturbed = (Path(shutil.copytree(store, tmp_path / name)) for name in ("undisturbed", "disturbed"))
+    assert fit(undisturbed, "[digit3]") == 0
+    original, calls = tensor_files._write_synced, 0
+
+    def failing(path: Path, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            raise OSError(fault, os.strerror(fault), str(path))
+        original(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_files, "_write_synced", failing)
+        code = fit(disturbed, "[digit3]")
+    said = capsys.readouterr().err.strip().splitlines()
+    assert (code, len(said)) == (2, 1), "one compartment and the note of what was composed are more than four files"
+    assert "cdm_lightning: error: cannot write" in said[0]
+    if call < 3:
+        assert tree(disturbed) == tree(store)
+    assert fit(disturbed, "[digit3]") == 0
     assert tree(disturbed) == tree(undisturbed)
 
 
@@ -224,3 +261,21 @@ def test_seed_changes_prompts_and_their_order_of_training(store: Path, fit: Fit,
         assert fit(copy, "[digit7]", *options) == 0
         tensors.append(Store.open(copy).read_compartment("digit7")[0]["prompt.tokens"])
     assert not torch.equal(*tensors)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "lora", "full"])
+def test_bfloat16_trains_weights_in_single_precision(kind: str, store: Path, fit: Fit, tmp_path: Path) -> None:
+    """Oracle: the same training in single precision, which it equals to the three digits of a bfloat16."""
+    prompts = []
+    for precision in ("32-true", "bf16-mixed"):
+        copy = Path(shutil.copytree(store, tmp_path / precision))
+        options = ("--model.compartment", kind, "--trainer.max_steps", "10", "--trainer.precision", precision)
+        assert fit(copy, "[digit0]", *options) == 0
+        prompts.append(Store.open(copy).read_compartment("digit0")[0])
+        assert {tensor.dtype for tensor in prompts[-1].values()} == {torch.float32}
+    own = [name for name in prompts[0] if name.startswith("prompt.")]
+    single, half = (torch.cat([tensors[name].flatten() for name in own]) for tensors in prompts)
+    assert not torch.equal(single, half)
+    assert (single - half).norm() / single.norm() < 0.05
+    shared = [name for name in prompts[0] if name not in own]
+    assert all(torch.equal(prompts[0][name], prompts[1][name]) for name in shared), "closed forms are never rounded"

@@ -372,3 +372,13 @@ def test_clusters_are_equal_in_twenty_repeats_though_there_are_four_threads() ->
         check=True,
     )
     assert done.stdout == "1 [1] True\n"
+
+
+def test_autocast_does_not_lower_the_precision_of_a_closed_form() -> None:
+    mixed = Gaussians.fit(images(60, dtype=torch.float32), seed=0, rank=4)
+    x, sigma = images(5, seed=1, dtype=torch.float32), torch.full((5,), 0.05)
+    expected = mixed.posterior(x, sigma)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mixed.log_density(x, sigma), expected[0])
+        assert torch.equal(mixed.denoise(x, sigma), expected[1])
+        assert (x.flatten(1) @ x.flatten(1).T).dtype == torch.bfloat16, "autocast is on"

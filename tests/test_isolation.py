@@ -14,7 +14,9 @@ from datamodules.records import Collection
 from datamodules.writer import write_source
 from tests.conftest import Fit
 
-TOKENS = ("--model.compartment", "tokens", "--model.tokens", "2", "--trainer.max_steps", "200")
+TRAINED = ("--model.tokens", "2", "--model.lora_rank", "2", "--trainer.max_steps", "200")
+KINDS = {"none": (), **{kind: ("--model.compartment", kind, *TRAINED) for kind in ("tokens", "lora", "full")}}
+KINDS["labelled"] = ("--model.class_labels", "true", *KINDS["tokens"], "--trainer.max_steps", "30")
 
 
 def contents(store: Path, source: str) -> dict[str, str]:
@@ -37,7 +39,7 @@ def copy_of(backbone: Path, place: Path) -> Path:
     return Path(shutil.copytree(backbone, place))
 
 
-@pytest.mark.parametrize("kind", [(), TOKENS], ids=["none", "tokens"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_compartments_do_not_depend_on_their_company(
     kind: tuple[str, ...], fit: Fit, backbone: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +61,7 @@ def test_the_whole_store_is_repeatable(store: Path, fit: Fit, tmp_path: Path) ->
     assert contents(tmp_path / "again", "digit2") == contents(store, "digit2")
 
 
-@pytest.mark.parametrize("kind", [(), TOKENS], ids=["none", "tokens"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_an_excluded_sample_was_never_there(
     kind: tuple[str, ...], fit: Fit, backbone: Path, workplace: Path, tmp_path: Path
 ) -> None:

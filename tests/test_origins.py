@@ -1,5 +1,8 @@
 """Where images come from: names, keys, labels and what is refused."""
 
+import errno
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -10,15 +13,10 @@ import torchvision
 from PIL import Image
 
 from cdm_lightning.errors import BadInput
+from datamodules.datasets import CLASSES
 from datamodules.encoding import convert
 from datamodules.names import RESERVED, check_source, sample_key, slug
-from datamodules.origins import read_origin
-
-
-def save(path: Path, value: int = 0, size: tuple[int, int] = (4, 4)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, 2, 3)).save(path)
-    return path
+from datamodules.origins import OriginName, read_origin
 
 
 @pytest.mark.parametrize(
@@ -31,19 +29,19 @@ def test_slug(name: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "type", "half", "a", "part0", "t-shirt-top", "a_1"])
 def test_good_source_names_pass(name: str) -> None:
-    assert check_source(name) == name
+    assert check_source(name, "here") == name
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "A", "a.b", "a/b", "a b", "_a", "a\n", "../a", "ä"])
 def test_bad_source_names_are_refused(name: str) -> None:
-    with pytest.raises(BadInput, match="must start with a letter"):
-        check_source(name)
+    with pytest.raises(BadInput, match=f"here: '{re.escape(name)}' cannot name a source: it must start with a letter"):
+        check_source(name, "here")
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_reserved_source_names_are_refused(name: str) -> None:
-    with pytest.raises(BadInput, match="reserved"):
-        check_source(name)
+    with pytest.raises(BadInput, match=f"here: '{name}' cannot name a source: .* are reserved; rename it"):
+        check_source(name, "here")
 
 
 def test_keys_have_no_dots_or_slashes() -> None:
@@ -86,16 +84,24 @@ def test_torchvision_images_keep_content_and_class_order(
     assert np.array_equal(np.array(collection.records[1].load()), Stub.data[1])
 
 
-@pytest.mark.parametrize(
+DATA_SETS = pytest.mark.parametrize(
     ("from_", "kind", "title"), [("cifar10", "CIFAR10", "CIFAR-10"), ("fashion_mnist", "FashionMNIST", "Fashion-MNIST")]
 )
-def test_without_network_the_message_says_what_to_do(
-    from_: str, kind: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def download(self: object) -> None:
-        raise URLError("no route")
 
-    monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", download)
+
+def failing(error: Exception) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+@DATA_SETS
+@pytest.mark.parametrize("error", [URLError("no route"), ConnectionResetError(), TimeoutError(), RuntimeError("md5")])
+def test_without_network_the_message_says_what_to_do(
+    error: Exception, from_: OriginName, kind: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", failing(error))
     with pytest.raises(BadInput) as caught:
         read_origin(from_, str(tmp_path))
     assert str(caught.value) == (
@@ -104,118 +110,74 @@ def test_without_network_the_message_says_what_to_do(
     )
 
 
-def test_folder_gives_source_label_and_key(tmp_path: Path) -> None:
-    save(tmp_path / "Alice B" / "Cats 1" / "b.v2.png", 7)
-    save(tmp_path / "bob" / "x.JPG")
-    (tmp_path / "bob" / "notes.txt").write_text("no image")
-    collection = read_origin("folder", str(tmp_path))
-    assert collection.classes == ["bob", "cats-1"]
-    found = [(record.key, record.source, record.label, record.origin) for record in collection.records]
-    assert found == [
-        ("Alice-B-Cats-1-b-v2", "alice-b", "cats-1", "Alice B/Cats 1/b.v2.png"),
-        ("bob-x", "bob", "bob", "bob/x.JPG"),
-    ]
-    assert collection.records[0].load().getpixel((0, 0)) == (7, 2, 3)
+@DATA_SETS
+def test_torchvision_itself_finds_no_network(
+    from_: OriginName, kind: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", failing(URLError("no route")))
+    with pytest.raises(BadInput, match=f"no network to download {title}"):
+        read_origin(from_, str(tmp_path))
 
 
-def in_no_folder(root: Path) -> None:
-    save(root / "a" / "a.png")
-    save(root / "b.png")
+@DATA_SETS
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_download_that_cannot_be_written_is_told(
+    code: int, from_: OriginName, kind: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", failing(OSError(code, os.strerror(code))))
+    with pytest.raises(BadInput) as caught:
+        read_origin(from_, str(tmp_path))
+    assert str(caught.value) == (
+        f"{title} cannot be downloaded to '{tmp_path}' ({os.strerror(code)}): make room there, or name another folder "
+        "as input"
+    )
 
 
-def of_two_names(root: Path) -> None:
-    save(root / "Alice" / "a.png")
-    save(root / "alice" / "b.png")
+def idx(numbers: np.ndarray) -> bytes:
+    """Return a file of Fashion-MNIST: type and shape, then the bytes."""
+    header = bytes([0, 0, 8, numbers.ndim]) + b"".join(size.to_bytes(4, "big") for size in numbers.shape)
+    return header + numbers.astype(np.uint8).tobytes()
 
 
-def of_one_key(root: Path) -> None:
-    save(root / "a" / "x.1.png")
-    save(root / "a" / "x-1.jpg")
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    """The files of a Fashion-MNIST of two images."""
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(np.arange(2 * 28 * 28).reshape(2, 28, 28)))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.array([9, 3])))
+    return folder
 
 
-def of_no_label(root: Path) -> None:
-    save(root / "a" / "!!" / "x.png")
+def test_fashion_mnist_is_read_and_has_the_classes_that_are_known_beforehand(fashion: Path, tmp_path: Path) -> None:
+    collection = read_origin("fashion_mnist", str(tmp_path))
+    assert [record.label for record in collection.records] == ["ankle-boot", "dress"]
+    assert collection.classes == CLASSES["fashion_mnist"]
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda root: None, "is no folder with .png, .jpg, .jpeg images in it"),
-        (in_no_folder, "b.png lies directly in"),
-        (of_two_names, "folders 'Alice' and 'alice' .* both name 'alice'"),
-        (of_one_key, "a/x-1.jpg and a/x.1.png both get the key 'a-x-1'"),
-        (of_no_label, "'!!' cannot name a class"),
-    ],
-)
-def test_unusable_folders_are_refused(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    make(tmp_path)
-    with pytest.raises(BadInput, match=message):
-        read_origin("folder", str(tmp_path))
+@pytest.mark.parametrize("name", ["images-idx3", "labels-idx1"])
+@pytest.mark.parametrize("left", [0, 3, 9, 200])
+def test_damaged_files_of_a_data_set_are_told(name: str, left: int, fashion: Path, tmp_path: Path) -> None:
+    path = fashion / f"train-{name}-ubyte"
+    path.write_bytes(path.read_bytes()[:left] if left < 200 else path.read_bytes()[:-1] + b"\xff" * (name[0] == "l"))
+    with pytest.raises(BadInput) as caught:
+        read_origin("fashion_mnist", str(tmp_path))
+    assert str(caught.value).startswith(f"the files of Fashion-MNIST in '{tmp_path}' cannot be read (")
+    assert str(caught.value).endswith("): delete them, and they are downloaded again")
 
 
-@pytest.mark.parametrize("from_", ["folder", "list"])
-def test_folder_and_list_need_an_input(from_: str) -> None:
-    with pytest.raises(BadInput, match="need an input"):
-        read_origin(from_, None)
-
-
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "a" / "broken.png")
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(BadInput, match=r"broken\.png cannot be used"):
-        read_origin("folder", str(tmp_path)).records[0].load()
+def test_damaged_pickles_of_cifar_are_never_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    monkeypatch.setattr("pickle.load", failing(AssertionError("opened")))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", failing(URLError("no route")))
+    with pytest.raises(BadInput, match="no network to download CIFAR-10"):
+        read_origin("cifar10", str(tmp_path))
 
 
 def test_sixteen_bit_grey_is_refused_not_clipped() -> None:
     with pytest.raises(BadInput, match=r"x\.png has grey levels of more than 8 bits"):
         convert(Image.fromarray(np.full((2, 2), 1000, dtype=np.uint16)), 1, "x.png")
-
-
-def write_list(root: Path, *lines: str) -> str:
-    root.mkdir(exist_ok=True)
-    path = root / "images.csv"
-    path.write_text("\n".join(("path,source,label", *lines)), encoding="utf-8")
-    return str(path)
-
-
-def test_list_gives_source_label_and_key(tmp_path: Path) -> None:
-    save(tmp_path / "lists" / "in" / "a.png", 9)
-    absolute = save(tmp_path / "elsewhere" / "b.jpg")
-    input = write_list(tmp_path / "lists", "in/a.png,Alice B,Cats", f"{absolute},public,dogs")
-    collection = read_origin("list", input)
-    assert collection.classes == ["cats", "dogs"]
-    assert [(record.source, record.label) for record in collection.records] == [("alice-b", "cats"), ("public", "dogs")]
-    assert collection.records[0].key == "in-a"
-    assert collection.records[1].key.endswith("-elsewhere-b")
-    assert collection.records[0].load().getpixel((0, 0)) == (9, 2, 3)
-    assert collection.records[1].load().size == (4, 4)
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ((), "lists no image"),
-        (("../a.png,a,a",), "line 2: ../a.png leaves the folder of the list"),
-        (("x/../../a.png,a,a",), "leaves the folder of the list"),
-        (("a.png,a",), "line 2: path,source,label must be three texts"),
-        (("a.png,a,a,a",), "line 2: path,source,label must be three texts"),
-        (("a.png,,a",), "line 2: path,source,label must be three texts"),
-        (("a.png,a,a", "a.jpg,b,b"), "a.png and a.jpg both get the key 'a'"),
-    ],
-)
-def test_unusable_lists_are_refused(lines: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=message):
-        read_origin("list", write_list(tmp_path, *lines))
-
-
-def test_a_list_needs_its_header_and_file(tmp_path: Path) -> None:
-    (tmp_path / "headless.csv").write_text("a.png,a,a\n")
-    with pytest.raises(BadInput, match="must start with the line path,source,label"):
-        read_origin("list", str(tmp_path / "headless.csv"))
-    with pytest.raises(BadInput, match="is no CSV file"):
-        read_origin("list", str(tmp_path / "missing.csv"))
-
-
-def test_a_listed_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"missing\.png cannot be used"):
-        read_origin("list", write_list(tmp_path, "missing.png,a,a")).records[0].load()

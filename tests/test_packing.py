@@ -28,13 +28,18 @@ def test_backbone_round_trip(store: Path) -> None:
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-def test_compartment_round_trip(store: Path, fit: Fit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["tokens", "lora", "full"])
+def test_compartment_round_trip(kind: str, store: Path, fit: Fit, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
-    assert fit(copy, "[digit0]", "--model.compartment", "tokens", "--trainer.max_steps", "2") == 0
+    options = ("--model.compartment", kind, "--trainer.max_steps", "2", "--model.class_labels", "true")
+    assert fit(copy, "[digit0]", *options) == 0
+    backbone = unpack_backbone(*Store.open(copy).read_backbone())[0]
     for source, prompted in (("digit0", True), ("digit1", False)):
         tensors, card = Store.open(copy).read_compartment(source)
-        compartment = unpack_compartment(tensors, card)
+        compartment = unpack_compartment(tensors, card, backbone)
         assert (compartment.prompt is not None) == prompted
+        assert list(compartment.classes) == (["digit0"] if prompted else [])
+        assert card.prompt_parameters == (0 if compartment.prompt is None else compartment.prompt.count)
         again = pack_compartment(compartment)
         assert set(again) == set(tensors)
         assert all(torch.equal(again[name], tensors[name]) for name in tensors)
@@ -55,7 +60,7 @@ def test_only_the_chosen_compartments_are_opened(store: Path, monkeypatch: pytes
 def test_opening_leaves_the_backbone_as_it_was_stored(store: Path) -> None:
     first = open_compartments(Store.open(store), "all", sigma_switch=None, device="cpu")
     second = open_compartments(Store.open(store), ["digit1"], sigma_switch=None, device="cpu")
-    assert tensors_sha256(first.network) == tensors_sha256(second.network)  # type: ignore[arg-type]
+    assert tensors_sha256(first.backbone) == tensors_sha256(second.backbone)
 
 
 def test_a_switch_above_the_range_of_a_prompt_is_refused(store: Path, fit: Fit, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def card(store: Store, source: str, n: int = 30) -> Card:
         seed=0,
         steps=200,
         compartment="tokens",
+        prompt_parameters=128,
         sigma_range=(0.002, 1.5),
         settings={"rank": 64, "guide": "closed_form", "ema": 0.99, "limit": None},
         backbone_sha256=store.info.backbone_sha256,
@@ -403,15 +404,16 @@ def test_listing(store: Store) -> None:
     (store.folder("a") / "card.json").write_text(json.dumps(json.loads((store.folder("a") / "card.json").read_text())))
     sizes = [sum(file.stat().st_size for file in store.folder(source).iterdir()) for source in "ab"]
     assert store_commands.listing(store).split("\n") == [
-        "source  n   classes  compartment  steps  bytes",
-        f"a       30  2        tokens       200    {sizes[0]}",
-        f"b       40  2        tokens       200    {sizes[1]}",
+        "source  n   classes  compartment  prompt_parameters  steps  bytes",
+        f"a       30  2        tokens       128                200    {sizes[0]}",
+        f"b       40  2        tokens       128                200    {sizes[1]}",
     ]
     assert store_commands.listing_data(store)[1] == {
         "source": "b",
         "n": 40,
         "classes": 2,
         "compartment": "tokens",
+        "prompt_parameters": 128,
         "steps": 200,
         "bytes": sizes[1],
     }
@@ -422,26 +424,27 @@ def test_listing_of_an_empty_store(tmp_path: Path) -> None:
 
 
 DETAILS = """\
-source           a
-n                30
-class_counts.11  10
-class_counts.3   20
-data_sha256      {d}
-seed             0
-steps            200
-compartment      tokens
-sigma_range      0.002 1.5
-settings.ema     0.99
-settings.guide   closed_form
-settings.limit   none
-settings.rank    64
-backbone_sha256  {backbone}
-image_shape      1 8 8
-torch_version    2.14.1
-cpu_capability   AVX2
-threads          1
-bytes            {bytes}
-sha256           {sha256}"""
+source             a
+n                  30
+class_counts.11    10
+class_counts.3     20
+data_sha256        {d}
+seed               0
+steps              200
+compartment        tokens
+prompt_parameters  128
+sigma_range        0.002 1.5
+settings.ema       0.99
+settings.guide     closed_form
+settings.limit     none
+settings.rank      64
+backbone_sha256    {backbone}
+image_shape        1 8 8
+torch_version      2.14.1
+cpu_capability     AVX2
+threads            1
+bytes              {bytes}
+sha256             {sha256}"""
 
 
 def test_details(store: Store) -> None:
@@ -461,7 +464,7 @@ import sys
 from pathlib import Path
 from cdm_lightning import store, store_commands
 text = store_commands.listing(store.Store.open(Path(sys.argv[1])))
-print(sorted({"torch", "lightning", "numpy", "safetensors"} & set(sys.modules)), text.split()[6:8])
+print(sorted({"torch", "lightning", "numpy", "safetensors"} & set(sys.modules)), text.splitlines()[1].split()[:2])
 """
 
 

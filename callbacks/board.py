@@ -1,0 +1,40 @@
+"""What is given to the loggers: scalars to all of them, figures and tables to TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+
+def boards(trainer: Trainer) -> list[SummaryWriter]:
+    """Return the writer of every TensorBoard logger."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def log_scalars(trainer: Trainer, group: str, values: Mapping[str, float], step: int) -> None:
+    """Give `group/name` of every value to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+
+def log_figure(trainer: Trainer, tag: str, figure: Figure, step: int) -> None:
+    """Give a figure to every TensorBoard logger."""
+    for board in boards(trainer):
+        board.add_figure(tag, figure, step)
+
+
+def log_text(trainer: Trainer, tag: str, markdown: str, step: int) -> None:
+    """Give a text in Markdown to every TensorBoard logger."""
+    for board in boards(trainer):
+        board.add_text(tag, markdown, step)
+
+
+def log_table(trainer: Trainer, tag: str, corner: str, values: Tensor, names: Sequence[str], step: int) -> None:
+    """Give a square matrix of numbers as a table, one row and one column per name."""
+    lines = [f"| {corner} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name, row in zip(names, values.tolist(), strict=True):
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+    log_text(trainer, tag, "\n".join(lines), step)

@@ -1,0 +1,74 @@
+"""Whether the composed model forgets: its held-out denoising error on every source, after every source."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.board import log_figure, log_scalars
+from callbacks.figures import history
+from cdm_lightning.evaluation import heldout_error
+from cdm_lightning.images import from_uint8
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.tensor_files import write_atomic
+
+SIGMA = 0.3
+IMAGES = 32
+
+
+class Forgetting(Callback):
+    """Draws the forgetting matrix [number of sources, source], and logs by how much the error has risen since it was
+    first measured, averaged over the earlier sources, relative to it.
+
+    Args:
+        path: JSON file of the rows so far, which a continual run extends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images: dict[str, Tensor] = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the images of the validation before."""
+        self._images.clear()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
+    ) -> None:
+        """Keep one source's held-out images."""
+        if len(batch["image"]):
+            self._images[batch["source"]] = from_uint8(batch["image"][:IMAGES])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, extend the file and log."""
+        assert isinstance(pl_module, CompartmentalizedDiffusion)
+        composed = pl_module.composed()
+        own = [source for source in composed.sources if source in self._images]
+        if not own:
+            return
+        row = {source: heldout_error(composed, self._images[source], [SIGMA])[0] for source in own}
+        rows = self._read() + [row]
+        write_atomic(self.path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
+        step = len(composed.sources)
+        log_scalars(trainer, "forgetting", {"average": average_forgetting(rows)}, step)
+        title = f"held-out error of the composed model at sigma {SIGMA:g}, from the first fit on"
+        log_figure(trainer, "forgetting/matrix", history(rows, title), step)
+
+    def _read(self) -> list[dict[str, float]]:
+        rows: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        return rows
+
+
+def average_forgetting(rows: list[dict[str, float]]) -> float:
+    """Return the relative rise of the error since it was first measured, averaged over the sources of earlier rows.
+
+    0 if there is no earlier source (after Chaudhry et al. 2018, arXiv 1801.10112, with an error for the accuracy).
+    """
+    first: dict[str, float] = {}
+    for row in rows[:-1]:
+        first = row | first
+    rises = [rows[-1][source] / first[source] - 1 for source in rows[-1] if source in first]
+    return math.fsum(rises) / len(rises) if rises else 0.0

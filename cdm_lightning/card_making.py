@@ -1,0 +1,52 @@
+"""The card that a fit of a source will have: known before anything is fitted, so that what is up to date is skipped."""
+
+from typing import Any
+
+import torch
+
+from cdm_lightning.card import Card
+from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
+from cdm_lightning.errors import BadInput
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.recipe import Recipe, SourceData
+from cdm_lightning.store import Store
+
+
+def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, source: str, recipe: Recipe) -> Card:
+    """Return the card that a fit of this source will have: known before anything is fitted."""
+    settings, counts = module.hparams, data.class_counts(source)
+    trained = settings["compartment"] != "none"
+    if trained and recipe.max_steps < 1:
+        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
+    own = {"rank": settings["rank"]}
+    if settings["class_labels"]:
+        own["class_labels"] = True
+    if trained:
+        own |= prompt_settings(module) | recipe.training
+    classes = len(counts) if settings["class_labels"] else 0
+    return Card(
+        source=source,
+        n=sum(counts.values()),
+        class_counts=counts,
+        data_sha256=data.data_sha256(source),
+        seed=settings["seed"],
+        steps=recipe.max_steps if trained else 0,
+        compartment=settings["compartment"],
+        prompt_parameters=module.new_prompt(source, classes).count if trained else 0,
+        sigma_range=(SIGMA_MIN, min(settings["sigma_switch"], SIGMA_MAX)) if trained else None,
+        settings=own,
+        backbone_sha256=store.info.backbone_sha256,
+        image_shape=store.info.image_shape,
+        torch_version=torch.__version__,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def prompt_settings(module: CompartmentalizedDiffusion) -> dict[str, Any]:
+    """Return the settings of the module that change what this kind of prompt learns."""
+    settings = module.hparams
+    names = ["ema_decay"] + {"tokens": ["tokens"], "lora": ["lora_rank"]}.get(settings["compartment"], [])
+    if settings["class_labels"]:
+        names.append("label_dropout")
+    return {name: settings[name] for name in names} | {"prompt_learning_rate": module.prompt_rate}

@@ -1,0 +1,56 @@
+"""The compartment of one source: its closed form, its classes' closed forms, and what was trained on top."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.prompts import NO_LABEL, Prompt
+
+
+@dataclass(frozen=True)
+class ClassForm:
+    """What is known of one class of a source: its number of distinct training images, and their Gaussians."""
+
+    n: int
+    closed_form: Gaussians
+
+    def to(self, device: torch.device | str) -> "ClassForm":
+        """Return the same on another device."""
+        return ClassForm(self.n, self.closed_form.to(device))
+
+
+@dataclass(frozen=True)
+class Compartment:
+    """All that exists because of one source.
+
+    Attributes:
+        n: distinct training images.
+        closed_form: their Gaussians.
+        prompt: what was trained, if anything was.
+        classes: by class label, if it was fitted with class labels.
+        label: the label that the prompt is asked for; `under` sets it.
+    """
+
+    n: int
+    closed_form: Gaussians
+    prompt: Prompt | None = None
+    classes: Mapping[str, ClassForm] = field(default_factory=dict)
+    label: int = NO_LABEL
+
+    def to(self, device: torch.device | str) -> "Compartment":
+        """Return the same compartment on another device."""
+        prompt = None if self.prompt is None else self.prompt.to(device)
+        classes = {name: form.to(device) for name, form in self.classes.items()}
+        return replace(self, closed_form=self.closed_form.to(device), prompt=prompt, classes=classes)
+
+    def under(self, label: str) -> "Compartment":
+        """Return what this compartment knows of one of its classes, as a compartment."""
+        form = self.classes[label]
+        return replace(self, n=form.n, closed_form=form.closed_form, label=label_number(self.classes, label))
+
+
+def label_number(classes: Iterable[str], label: str) -> int:
+    """Return the index of a class into a prompt's `labels`."""
+    return NO_LABEL + 1 + sorted(classes).index(label)

@@ -1,0 +1,82 @@
+"""What must hold before anything is trained: usable data, and a store whose backbone is the configuration's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.recipe import SourceData
+from cdm_lightning.store import Store
+from cdm_lightning.tensor_files import file_sha256
+
+PUBLIC = "public"
+PINNED = ("guide", "preconditioning", "rank", "sigma_switch", "steps")  # and all of `backbone`
+
+
+def check_data(data: SourceData, sources: list[str], needs_public: bool) -> None:
+    """Check every manifest and that no source is empty, before anything is trained.
+
+    Raises:
+        BadInput: a shard differs from its manifest, a source is empty, or `public` is needed and not there.
+    """
+    if needs_public and not data.has_public():
+        raise BadInput(
+            "no public source: the backbone is trained on images that nobody owns; name their classes with "
+            "data.public_classes, set data.public_fraction, or add a folder 'public' beside the sources"
+        )
+    for source in ([PUBLIC] if needs_public else []) + sources:
+        data.verify(source)
+        if not data.class_counts(source):
+            raise BadInput(f"source '{source}' has no training image left: add images, or leave it out of data.sources")
+
+
+def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: SourceData) -> None:
+    """Check that the store's backbone is the one that the configuration describes.
+
+    Raises:
+        StoreError: it differs, or `public` has changed since.
+    """
+    stored, expected = _pinned(store.read_backbone()[1]), _pinned(backbone_settings(module, store.info.image_shape))
+    for key in sorted(stored.keys() | expected.keys()):
+        if stored.get(key) != expected.get(key):
+            raise StoreError(
+                f"the store {store.path} holds another backbone: its {key} is {stored.get(key)}, the configuration "
+                f"says {expected.get(key)}; use the store's, or another --store"
+            )
+    if data.has_public() and data.data_sha256(PUBLIC) != store.info.public_data_sha256:
+        raise StoreError(
+            f"public has changed since the backbone in {store.path} was trained on it: restore it, or fit another "
+            "--store"
+        )
+
+
+def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return what the store notes of a backbone; it names no path, and a preconditioning only if it is not `edm`."""
+    kind, settings, weights = type(module.backbone), module.hparams, module.backbone.weights
+    backbone = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": module.backbone.init_args}
+    if weights is not None:
+        backbone["weights_sha256"] = file_sha256(Path(weights))
+    names = ["guide", "rank", "sigma_switch", "seed", "learning_rate", "ema_decay"]
+    if settings["preconditioning"] != "edm":
+        names.append("preconditioning")
+    return {
+        "backbone": backbone,
+        "image_shape": list(image_shape),
+        "steps": settings["backbone_steps"],
+        **{name: settings[name] for name in names},
+    }
+
+
+def _pinned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a backbone's settings that a configuration must agree with, with dotted keys."""
+    flat = _flat(settings)
+    return {key: value for key, value in flat.items() if key in PINNED or key.startswith("backbone.")}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,0 +1,11 @@
+"""What is trained per source: the kinds of it, and the named collection."""
+
+from cdm_lightning.prompts.collection import Prompts
+from cdm_lightning.prompts.full import Full
+from cdm_lightning.prompts.lora import LoRA
+from cdm_lightning.prompts.prompt import NO_LABEL, Prompt
+from cdm_lightning.prompts.tokens import Tokens
+
+KINDS: dict[str, type[Prompt]] = {kind.kind: kind for kind in (Tokens, LoRA, Full)}
+
+__all__ = ["KINDS", "NO_LABEL", "Full", "LoRA", "Prompt", "Prompts", "Tokens"]

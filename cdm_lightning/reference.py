@@ -1,0 +1,78 @@
+"""The held-out images of each source as metrics see them, kept in a file per source and joined for any subset."""
+
+import hashlib
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.errors import StoreError
+from cdm_lightning.extractors import FeatureExtractor
+from cdm_lightning.feature_sums import FeatureSums
+from cdm_lightning.tensor_files import Json, json_text, read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of held-out images, float32 [n, dimension], and their sums."""
+
+    features: Tensor
+    sums: FeatureSums
+
+
+def joined(references: Mapping[str, Reference], sources: Iterable[str]) -> Reference:
+    """Return the reference of the union of at least one source: features in the order of the names, sums added."""
+    chosen = [references[source] for source in sorted(sources)]
+    return Reference(torch.cat([part.features for part in chosen]), reduce(operator.add, (p.sums for p in chosen)))
+
+
+def source_reference(folder: Path, source: str, images: Tensor, extractor: FeatureExtractor) -> Reference:
+    """Return the reference of one source; its features are computed once per extractor and set of images.
+
+    They are kept in `folder/SOURCE/EXTRACTOR-KEY.safetensors`, KEY being a hash of all that they depend on. So other
+    images, weights or transforms never get them; a file that is damaged or from elsewhere is replaced. All of
+    `folder/SOURCE` depends on this source alone: who forgets the source, or an image of it, deletes it. The sums are
+    not in the file: they would be 8 dimension^2 bytes, and reading those takes as long as adding the sums up.
+
+    Args:
+        folder: where references are kept.
+        source: name of the source.
+        images: its held-out images, uint8 [n, channel, height, width], always in the same order.
+        extractor: makes their features.
+    """
+    identity = identity_of(images, extractor)
+    path = folder / source / f"{extractor.name}-{key_of(identity)}.safetensors"
+    features = _kept(path, identity)
+    if features is None:
+        features = extractor(images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {"features": features}, identity)
+    return Reference(features, FeatureSums.of(features))
+
+
+def identity_of(images: Tensor, extractor: FeatureExtractor) -> dict[str, Json]:
+    """Return all that the features of images depend on: the extractor, and number, shape and grey levels of images."""
+    return {
+        "extractor": extractor.name,
+        "fingerprint": extractor.fingerprint,
+        "shape": list(images.shape),
+        "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
+    }
+
+
+def key_of(identity: Mapping[str, Json]) -> str:
+    """Return 12 hex digits that differ where identities do."""
+    return hashlib.sha256(json_text(identity).encode()).hexdigest()[:12]
+
+
+def _kept(path: Path, identity: Mapping[str, Json]) -> Tensor | None:
+    """Return the features in a file, or None if it is missing, damaged or not of this identity."""
+    try:
+        tensors, metadata = read_tensors(path)
+    except StoreError:
+        return None
+    return tensors["features"] if metadata == identity else None

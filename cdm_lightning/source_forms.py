@@ -1,0 +1,42 @@
+"""The closed forms of one source: of the whole, of its classes, and out of fold for the training of its prompt."""
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.compartment import ClassForm
+from cdm_lightning.drafts import Drafts, LabelledDrafts
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.pseudo_sources import PseudoSources
+from cdm_lightning.public import Public
+from cdm_lightning.seeding import stable_hash
+
+
+def fit_closed_form(x_0: Tensor, public: Public, *seed: str | int) -> Gaussians:
+    """Fit the Gaussians of a source, or of a class of it; `seed` names the draw behind k-means."""
+    return Gaussians.fit(
+        x_0,
+        seed=stable_hash(*seed, "closed form"),
+        public=public.closed_form,
+        strength=public.strength,
+        rank=public.rank,
+    )
+
+
+def fit_classes(x_0: Tensor, labels: list[str], public: Public, seed: int, source: str) -> dict[str, ClassForm]:
+    """Fit the Gaussians of every class; without labels there is none."""
+    classes = {}
+    for label in sorted(set(labels)):
+        own = x_0[torch.tensor([name == label for name in labels])]
+        classes[label] = ClassForm(len(own), fit_closed_form(own, public, seed, source, label))
+    return classes
+
+
+def drafts_of_source(x_0: Tensor, keys: list[str], labels: list[str], public: Public) -> Drafts | LabelledDrafts:
+    """Return out-of-fold drafts of one source's own images: a prompt must not learn to trust drafts that saw them."""
+    whole = _out_of_fold(PseudoSources.whole(x_0, keys), public)
+    return LabelledDrafts(whole, _out_of_fold(PseudoSources.by_label(x_0, keys, labels), public)) if labels else whole
+
+
+def _out_of_fold(pseudo: PseudoSources, public: Public) -> Drafts:
+    priors = [public.closed_form] * len(pseudo.groups())
+    return Drafts.fit(pseudo, priors, public.strength, public.rank, [max(pseudo.sizes())])

@@ -1,0 +1,65 @@
+"""The training of one phase by a Trainer of its own, which goes on where an interrupted run of the same phase stood."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.ranks import is_rank_zero
+from cdm_lightning.recipe import Recipe
+
+CHECKPOINT = "last.ckpt"
+
+
+def train(
+    recipe: Recipe, module: CompartmentalizedDiffusion, data: Any, folder: Path, steps: int, inputs: Mapping[str, Any]
+) -> None:
+    """Train one phase to its end; the frozen backbone is left alone.
+
+    Args:
+        recipe: makes the Trainer.
+        module: prepared by `begin_backbone` or `begin_source`.
+        data: where the phase's source is opened.
+        folder: of this phase's logs and checkpoint.
+        steps: training steps in all.
+        inputs: all that decides the result; a checkpoint of other inputs is not used.
+    """
+    module.inputs_sha256 = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    checkpoint = folder / CHECKPOINT
+    done = steps_done(checkpoint, module.inputs_sha256)
+    if is_rank_zero():
+        if not done:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save_config(module.phase, folder)
+    data.open(module.phase.source, done)
+    before = tensors_sha256(module.backbone)
+    trainer = recipe.trainer(module.phase, folder, steps)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if done else None, weights_only=True)
+    if trainer.global_step != steps:
+        raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
+    if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
+        raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
+
+
+def steps_done(checkpoint: Path, inputs_sha256: str) -> int:
+    """Return the steps that a checkpoint of the same inputs has behind it; 0 if there is no such checkpoint."""
+    try:
+        contents = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return 0
+    same = isinstance(contents, dict) and contents.get("inputs_sha256") == inputs_sha256
+    return int(contents["global_step"]) if same else 0
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a phase whose result is stored."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)

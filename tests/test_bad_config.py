@@ -1,0 +1,89 @@
+"""Configurations that cannot be used: one clear sentence that names the file, exit code 2, nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+from cdm_lightning.cli import main
+from cdm_lightning.errors import BadInput
+from cdm_lightning.trainer_checks import check_precision
+
+TAB = "model:\n\tguide: none\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (b"model: {guide: [\n", "is no YAML: expected the node content, but found"),
+        (TAB.encode(), "that cannot start any token in line 2, column 1"),
+        (b"- a\n- b\n", "must hold keys with values, such as `seed: 0`, but holds ['a', 'b']"),
+        (b"just text\n", "must hold keys with values, such as `seed: 0`, but holds 'just text'"),
+        (b"", "must hold keys with values, such as `seed: 0`, but holds None"),
+        (b"\x00\x01\xff", "cannot be read ('utf-8' codec can't decode byte 0xff"),
+        (b"seed: \x01\n", "is no YAML: unacceptable character #x0001"),
+        (b"model: null\n", "has no value for the key 'model': give it keys of its own, or leave it out"),
+        (b"model: !!python/object/apply:os.system [ls]\n", "is no YAML: could not determine a constructor for the tag"),
+        (b"seed: 1\nmodel: {guide: 3}\n", 'Parser key "model.guide": Expected a one of'),
+        (b"data: {num_workers: many}\n", 'Parser key "data.num_workers": Expected a int. Got value: many'),
+        (
+            b"model: {backbone: {class_path: os.system}}\n",
+            "'os.system' is outside the allowed packages; if you trust it",
+        ),
+        (
+            b"trainer: {callbacks: [{class_path: subprocess.Popen}]}\n",
+            "'subprocess.Popen' is outside the allowed packages",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_told_in_one_line(
+    contents: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_bytes(contents)
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", "mine.yaml", "--store", "store", "--data.root", "shards"])
+    assert exit.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (
+            "EarlyStopping, init_args: {monitor: loss}",
+            "EarlyStopping is refused: a metric of what else is in the store",
+        ),
+        ("Timer, init_args: {duration: '00:00:01:00'}", "Timer is refused: a phase must end after a fixed number"),
+        (
+            "ModelCheckpoint, init_args: {monitor: fid}",
+            "ModelCheckpoint with monitor 'fid' is refused: the last weights",
+        ),
+        ("EMAWeightAveraging", "EMAWeightAveraging is refused: it drifts the frozen weights"),
+        ("StochasticWeightAveraging, init_args: {swa_lrs: 0.1}", "StochasticWeightAveraging is refused"),
+        ("LearningRateFinder", "LearningRateFinder is refused: the rate would be found by trial"),
+        ("BatchSizeFinder", "BatchSizeFinder is refused: the batch size would depend on the machine"),
+    ],
+)
+def test_callbacks_that_would_couple_sources_are_refused(
+    callback: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = f"lightning.pytorch.callbacks.{callback}"
+    (tmp_path / "mine.yaml").write_text(f"trainer: {{callbacks: [{{class_path: {path}}}]}}\n")
+    assert main(["fit", "--config", "mine.yaml", "--store", "store", "--data.root", "shards"]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16, "64-true", "bf16-true", "transformer-engine"])
+def test_precisions_that_are_refused(precision: str | int) -> None:
+    with pytest.raises(BadInput, match="trainer.precision .*32-true or bf16-mixed"):
+        check_precision(precision)
+
+
+@pytest.mark.parametrize("precision", [None, 32, "32", "32-true", "bf16-mixed"])
+def test_precisions_that_are_taken(precision: str | int | None) -> None:
+    check_precision(precision)

@@ -1,0 +1,44 @@
+"""Losses of `debug.yaml`, pinned: what changes what is trained shows here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdm_lightning.cli import main
+from cdm_lightning.module import CompartmentalizedDiffusion
+
+GOLDEN = Path(__file__).parent / "golden" / "debug_losses.json"
+SETTINGS = {
+    "closed_form-tokens": ("--model.guide", "closed_form", "--model.compartment", "tokens"),
+    "closed_form-lora": ("--model.guide", "closed_form", "--model.compartment", "lora"),
+    "none-full": ("--model.guide", "none", "--model.compartment", "full"),
+}
+
+
+def losses(place: Path, options: tuple[str, ...]) -> dict[str, list[float]]:
+    """Return every fifth loss of the backbone's and of one source's 20 steps."""
+    seen: dict[str, list[float]] = {}
+    original = CompartmentalizedDiffusion.training_step
+
+    def noting(module: CompartmentalizedDiffusion, batch: dict[str, list[str]], batch_idx: int) -> torch.Tensor:
+        loss = original(module, batch, batch_idx)
+        seen.setdefault(module.phase.source, []).append(round(float(loss.detach()), 6))
+        return loss
+
+    quiet = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.sources", "[digit4]")
+    where = ("--data.root", str(place / "shards"), "--store", str(place / "store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompartmentalizedDiffusion, "training_step", noting)
+        assert main(["fit", "--config", "digits_shards.yaml", "--config", "debug.yaml", *where, *options, *quiet]) == 0
+    return {source: values[::5] for source, values in seen.items()}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_losses_are_the_pinned_ones(name: str, tmp_path: Path) -> None:
+    expected = json.loads(GOLDEN.read_text())[name]
+    found = losses(tmp_path, SETTINGS[name])
+    assert found.keys() == expected.keys()
+    for source, values in found.items():
+        assert values == pytest.approx(expected[source], rel=1e-3), f"to renew {GOLDEN.name}: {json.dumps(found)}"
