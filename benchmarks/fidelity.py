@@ -16,22 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 from benchmarks.plain_opponent import Opponents
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.composition import ComposedDenoiser, Denoiser, Strategy
 from cdm_lightning.denoiser import EDM, SIGMA_MIN, denoise
+from cdm_lightning.extractors import Inception
+from cdm_lightning.feature_sums import FeatureSums
 from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.images import to_uint8
+from cdm_lightning.metrics import frechet_distance, kid
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from datamodules import ShardDataModule
 
 BATCH = 100
+KID_SEED = 2020  # torch-fidelity's
 EXTRACTOR = "inception-v3-compat, 2048 features"
 
 
@@ -67,35 +68,11 @@ def rows(store: Store, root: str, n: int, work: Path) -> Iterator[tuple[str, Cal
         yield "plain, tuned to each source, assign", partial(sampled, store, n, "assign", float("inf"), plain)
 
 
-class Inception:
-    """The Inception features of images, 2048 per image.
-
-    torch-fidelity unpickles the weights; loading them once as plain tensors first refuses a file that holds code.
-    """
-
-    def __init__(self, weights: Path) -> None:
-        torch.load(weights, map_location="cpu", weights_only=True)
-        self.extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).eval()
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return features [n, 2048] of images, uint8 [n, channel, height, width]."""
-        colour = images.expand(-1, 3, -1, -1)
-        with torch.inference_mode():
-            return torch.cat([self.extractor(some)[0] for some in colour.split(50)])
-
-
 def scores(features: Tensor, reference: Tensor) -> dict[str, float]:
     """Return FID and KID (unbiased, with its deviation over subsets) of features against reference features."""
-    fid = fid_statistics_to_metric(
-        fid_features_to_statistics(features), fid_features_to_statistics(reference), verbose=False
-    )
-    subset = min(500, len(features), len(reference))
-    kid = kid_features_to_metric(features, reference, kid_subset_size=subset, verbose=False)
-    return {
-        "fid": float(fid["frechet_inception_distance"]),
-        "kid": float(kid["kernel_inception_distance_mean"]),
-        "kid_deviation": float(kid["kernel_inception_distance_std"]),
-    }
+    mean, deviation = kid(features, reference, KID_SEED)
+    fid = frechet_distance(FeatureSums.of(features), FeatureSums.of(reference))
+    return {"fid": fid, "kid": mean, "kid_deviation": deviation}
 
 
 def main() -> None:
@@ -118,10 +95,10 @@ def main() -> None:
         "versions": versions(),
     }
     extractor = Inception(Path(options.inception))
-    reference = extractor.features(real(store, options.root, "heldout", options.reference))
+    reference = extractor(real(store, options.root, "heldout", options.reference))
     for name, make in rows(store, options.root, options.n, Path(options.work)):
         if name not in result["rows"]:
-            result["rows"][name] = scores(extractor.features(make()), reference)
+            result["rows"][name] = scores(extractor(make()), reference)
             path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
         print(name, result["rows"][name], flush=True)
 

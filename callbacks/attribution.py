@@ -1,13 +1,12 @@
 """Who is credited for held-out images whose source is known."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.board import log_figure, log_scalars, log_table
 from callbacks.figures import curves, matrix
+from callbacks.held_out import HeldOut
 from cdm_lightning.attribution import Judgement, credits_of, judge, weights_at
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.images import from_uint8
@@ -18,31 +17,17 @@ IMAGES, IMAGES_OF_ALL = 64, 320
 IMAGES_PER_LEVEL = 16
 
 
-class Attribution(Callback):
+class Attribution(HeldOut):
     """Logs how held-out images of every source are credited, and how the weights of the true source fall with noise."""
-
-    def __init__(self) -> None:
-        self._images: dict[str, Tensor] = {}
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the images of the validation before."""
-        self._images.clear()
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
-    ) -> None:
-        """Keep one source's held-out images."""
-        if len(batch["image"]):
-            self._images[batch["source"]] = from_uint8(batch["image"][:IMAGES])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log everything, if every source in the model had held-out images; the step is the number of sources."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed, floor = pl_module.composed(), pl_module.public.calibration.floor
-        if not all(source in self._images for source in composed.sources):
+        if not all(source in self.held_out for source in composed.sources):
             return
-        most = max(IMAGES_OF_ALL // len(composed.sources), IMAGES_PER_LEVEL)
-        images = [self._images[source][:most] for source in composed.sources]
+        most = min(max(IMAGES_OF_ALL // len(composed.sources), IMAGES_PER_LEVEL), IMAGES)
+        images = [from_uint8(self.held_out[source][:most]) for source in composed.sources]
         with torch.inference_mode():
             credits = judge([credits_of(composed, x_0, floor) for x_0 in images])
             by_sigma = [self._at(composed, images, sigma) for sigma in SIGMAS]

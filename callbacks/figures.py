@@ -45,8 +45,8 @@ def path_rows(paths: Tensor, sigmas: Sequence[float], sigma_switch: float) -> Fi
     axis.set_xticks([size * (k + 0.5) for k in range(len(shown))], labels, fontsize=8)
     axis.set_yticks([])
     axis.set_xlabel("sigma; right of the red line the network denoises, left of it the closed forms")
-    below = sum(1 for state in shown if state < len(sigmas) and sigmas[state] > sigma_switch)
-    axis.axvline(size * below - 1, color="red", linewidth=1.5)
+    above = sum(1 for state in shown if state < len(sigmas) and sigmas[state] > sigma_switch)
+    axis.axvline(size * above - 1, color="red", linewidth=1.5)
     axis.set_title("from noise to image", fontsize=10)
     figure.tight_layout()
     return figure

@@ -3,13 +3,12 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.board import log_figure, log_scalars
 from callbacks.figures import history
+from callbacks.held_out import HeldOut
 from cdm_lightning.evaluation import heldout_error
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -19,7 +18,7 @@ SIGMA = 0.3
 IMAGES = 32
 
 
-class Forgetting(Callback):
+class Forgetting(HeldOut):
     """Draws the forgetting matrix [number of sources, source], and logs by how much the error has risen since it was
     first measured, averaged over the earlier sources, relative to it.
 
@@ -28,28 +27,18 @@ class Forgetting(Callback):
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self._images: dict[str, Tensor] = {}
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the images of the validation before."""
-        self._images.clear()
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
-    ) -> None:
-        """Keep one source's held-out images."""
-        if len(batch["image"]):
-            self._images[batch["source"]] = from_uint8(batch["image"][:IMAGES])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, extend the file and log."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed = pl_module.composed()
-        own = [source for source in composed.sources if source in self._images]
+        own = [source for source in composed.sources if source in self.held_out]
         if not own:
             return
-        row = {source: heldout_error(composed, self._images[source], [SIGMA])[0] for source in own}
+        images = {source: from_uint8(self.held_out[source][:IMAGES]) for source in own}
+        row = {source: heldout_error(composed, x_0, [SIGMA])[0] for source, x_0 in images.items()}
         rows = self._read() + [row]
         write_atomic(self.path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
         step = len(composed.sources)

@@ -1,13 +1,13 @@
 """How close the samples of the composed model, and of the newest source alone, are to held-out images."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.board import log_scalars
+from callbacks.held_out import HeldOut
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.generation import Settings, batched, sample_batch
@@ -17,9 +17,10 @@ from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.reference import Reference, joined, source_reference
 
 FEWEST = 2
+BATCH = 64
 
 
-class Quality(Callback):
+class Quality(HeldOut):
     """Logs KID, Frechet distance (FID, if the extractor is Inception), precision and recall after every source.
 
     Args:
@@ -27,42 +28,36 @@ class Quality(Callback):
         n: sampled images.
         references: folder where the features of each source's held-out images are kept.
         steps: sampler steps.
-        batch_size: images sampled at a time.
     """
 
-    def __init__(
-        self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18, batch_size: int = 64
-    ) -> None:
-        self.extractor, self.n, self.references = extractor, n, references
-        self.steps, self.batch_size = steps, batch_size
-        self._held_out: dict[str, Reference] = {}
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the held-out images of the validation before."""
-        self._held_out.clear()
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
-    ) -> None:
-        """Take the features of one source's held-out images."""
-        if len(batch["image"]) >= FEWEST:
-            source = batch["source"]
-            self._held_out[source] = source_reference(self.references, source, batch["image"], self.extractor)
+    def __init__(self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18) -> None:
+        super().__init__()
+        self.extractor, self.n, self.references, self.steps = extractor, n, references, steps
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the composed model's scores, and those of the newest source alone; the step is the number of sources."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed, newest = pl_module.composed(), pl_module.phase.source
-        step = len(composed.sources)
-        if all(source in self._held_out for source in composed.sources):
-            log_scalars(trainer, "composed", self._scores(composed, composed.sources, pl_module), step)
-        if newest in self._held_out:
-            log_scalars(trainer, "newest_source", self._scores(composed.alone(newest), [newest], pl_module), step)
+        step, references = len(composed.sources), self._references()
+        if all(source in references for source in composed.sources):
+            together = joined(references, composed.sources)
+            log_scalars(trainer, "composed", self._scores(composed, together, pl_module), step)
+        if newest in references:
+            alone = self._scores(composed.alone(newest), references[newest], pl_module)
+            log_scalars(trainer, "newest_source", alone, step)
+
+    def _references(self) -> dict[str, Reference]:
+        """Return the reference of every source that has enough held-out images."""
+        return {
+            source: source_reference(self.references, source, images, self.extractor)
+            for source, images in self.held_out.items()
+            if len(images) >= FEWEST
+        }
 
     def _scores(
-        self, composed: ComposedDenoiser, sources: list[str], module: CompartmentalizedDiffusion
+        self, composed: ComposedDenoiser, reference: Reference, module: CompartmentalizedDiffusion
     ) -> dict[str, float]:
-        seed, reference = module.hparams["seed"], joined(self._held_out, sources)
+        seed = module.hparams["seed"]
         generated = self.extractor(self._sampled(composed, module))
         return scores(generated, reference.features, reference.sums, self.extractor.name, seed)
 
@@ -70,5 +65,5 @@ class Quality(Callback):
         """Return n images, uint8, of the same noise in every validation."""
         settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
         shape = module.public.closed_form.shape
-        batches = [sample_batch(composed, shape, some, settings).images for some in batched(self.n, self.batch_size)]
+        batches = [sample_batch(composed, shape, some, settings).images for some in batched(self.n, BATCH)]
         return to_uint8(torch.cat(batches))

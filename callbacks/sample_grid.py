@@ -10,6 +10,7 @@ from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
 from cdm_lightning.generation import Batch, Settings, sample_batch
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.sampling import OnStep
 
 IMAGES = 8
 PATHS = 4
@@ -35,8 +36,14 @@ class SampleGrid(Callback):
         self._rows.pop(pl_module.phase.source, None)
         for source in composed.sources:
             if source not in self._rows:
-                self._rows[source] = self._sample(composed.alone(source), pl_module)[0].images
-        batch, path = self._sample(composed, pl_module)
+                self._rows[source] = self._sample(composed.alone(source), pl_module).images
+        states: list[Tensor] = []
+
+        def observe(x: Tensor, sigma: Tensor) -> None:
+            states.append((x / per_image((1 + sigma.square()).sqrt(), x))[:PATHS])  # of about unit variance
+
+        batch = self._sample(composed, pl_module, observe)
+        path = torch.stack([*states, batch.images[:PATHS]], dim=1)
         rows = {"composed": batch.images} | {source: self._rows[source] for source in composed.sources}
         title = f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column"
         step = len(composed.sources)
@@ -46,14 +53,8 @@ class SampleGrid(Callback):
         weights = torch.stack([weight.mean(1) for _, weight in batch.trajectory], dim=1)
         log_figure(trainer, "weights", shares(sigmas, weights, composed.sources, composed.sigma_switch), step)
 
-    def _sample(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> tuple[Batch, Tensor]:
-        """Return samples, and the first PATHS of them at the start of every step and at the end, of unit variance."""
+    def _sample(
+        self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion, observe: OnStep | None = None
+    ) -> Batch:
         settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
-        states: list[Tensor] = []
-
-        def observe(x: Tensor, sigma: Tensor) -> None:
-            states.append((x / per_image((1 + sigma.square()).sqrt(), x))[:PATHS])
-
-        shape = module.public.closed_form.shape
-        batch = sample_batch(composed, shape, range(IMAGES), settings, observe)
-        return batch, torch.stack([*states, batch.images[:PATHS]], dim=1)
+        return sample_batch(composed, module.public.closed_form.shape, range(IMAGES), settings, observe)

@@ -8,6 +8,7 @@ from cdm_lightning.card import Card
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.prompts import KINDS
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.store import Store
 
@@ -46,7 +47,7 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
 def prompt_settings(module: CompartmentalizedDiffusion) -> dict[str, Any]:
     """Return the settings of the module that change what this kind of prompt learns."""
     settings = module.hparams
-    names = ["ema_decay"] + {"tokens": ["tokens"], "lora": ["lora_rank"]}.get(settings["compartment"], [])
+    names = ["ema_decay", *KINDS[settings["compartment"]].settings]
     if settings["class_labels"]:
         names.append("label_dropout")
     return {name: settings[name] for name in names} | {"prompt_learning_rate": module.prompt_rate}

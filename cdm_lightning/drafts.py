@@ -83,7 +83,7 @@ class Drafts:
 
     def rows_of(self, keys: Sequence[str]) -> Tensor:
         """Return the rows [batch] of `pseudo` that hold these keys."""
-        return torch.tensor([self.pseudo.row[key] for key in keys])
+        return torch.tensor([self.pseudo.row[key] for key in keys], dtype=torch.long)
 
     def guide(
         self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
@@ -141,11 +141,14 @@ class LabelledDrafts:
         self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return drafts, shaped as x, and the numbers of images behind them [batch]; under its class where labelled."""
-        draft, n = self.whole.guide(keys, labelled, x, sigma, generator)
-        if labelled.any():
-            rows = self.by_class.rows_of([key for key, own in zip(keys, labelled.tolist(), strict=True) if own])
-            draft[labelled] = self.by_class.denoise(rows, 0, x[labelled], sigma[labelled])
-            n[labelled] = self.by_class.pseudo.count_outside_fold(rows).to(n)
+        draft, n, blind = torch.empty_like(x), torch.empty_like(sigma), ~labelled
+        named, unnamed = (
+            [key for key, own in zip(keys, mine.tolist(), strict=True) if own] for mine in (labelled, blind)
+        )
+        rows = self.by_class.rows_of(named)
+        draft[labelled] = self.by_class.denoise(rows, 0, x[labelled], sigma[labelled])
+        n[labelled] = self.by_class.pseudo.count_outside_fold(rows).to(n)
+        draft[blind], n[blind] = self.whole.guide(unnamed, labelled[blind], x[blind], sigma[blind], generator)
         return draft, n
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from cdm_lightning.errors import BadInput
+from cdm_lightning.torch_files import read_torch_file, tensors_by_name
 
 BATCH = 8  # larger ones are slower on a CPU, and take more memory
 INCEPTION_FILE = URL_INCEPTION_V3.rpartition("/")[2]
@@ -148,11 +149,9 @@ def load_weights(path: Path, expected: str) -> tuple[dict[str, Tensor], str]:
         raise BadInput(f"{path}: there is no such file: expected {expected}")
     data = path.read_bytes()
     try:
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged or malicious file makes of the reader is not promised to be one type
+        tensors = tensors_by_name(read_torch_file(io.BytesIO(data)))
+    except ValueError as error:
         raise _no_weights(path, expected) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise _no_weights(path, expected)
     return tensors, hashlib.sha256(data).hexdigest()
 
 

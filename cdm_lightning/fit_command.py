@@ -110,7 +110,7 @@ class ConfiguredRecipe:
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
         self.composed_callbacks = composed_callbacks(config)
-        check_trainer(config.trainer, parser.instantiate(config).trainer.callbacks or [])
+        check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
         self.training["ranks"] = Trainer(
@@ -130,7 +130,7 @@ class ConfiguredRecipe:
 
     def trainer(self, phase: Phase, folder: Path, max_steps: int) -> Trainer:
         """Return a new Trainer that logs and saves into `folder`."""
-        settings = dict(vars(self.parser.instantiate(self.config).trainer))
+        settings = self._trainer_settings()
         settings |= {"max_steps": max_steps, "default_root_dir": str(folder)}
         if settings["logger"] in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
@@ -147,6 +147,12 @@ class ConfiguredRecipe:
                 own.append(self._checkpoint(folder))
         settings["callbacks"] = [*callbacks, *own]
         return Trainer(**settings)
+
+    def _trainer_settings(self) -> dict[str, Any]:
+        """Return the options of the Trainer, with new objects where they are objects; no network is built for them."""
+        config = self.config.clone()
+        config.pop("model")
+        return dict(vars(self.parser.instantiate(config).trainer))
 
     def _checkpoint(self, folder: Path) -> ModelCheckpoint:
         """Return the callback that keeps the newest state of a phase in `cdm_lightning.training.CHECKPOINT`."""

@@ -28,7 +28,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
-from cdm_lightning.prompts import KINDS, NO_LABEL, Full, LoRA, Prompt, Prompts, Tokens
+from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts
 from cdm_lightning.public import Public
 from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, normal
@@ -123,12 +123,9 @@ class CompartmentalizedDiffusion(LightningModule):
 
     def new_prompt(self, source: str, classes: int) -> Prompt:
         """Return the start of a source's prompt, a function of seed, source and backbone."""
-        start, settings = generator(self.hparams["seed"], source, "start"), self.hparams
-        if settings["compartment"] == "tokens":
-            return Tokens(self.backbone, settings["tokens"], classes, start)
-        if settings["compartment"] == "lora":
-            return LoRA(self.backbone, settings["lora_rank"], classes, start)
-        return Full(self.backbone, classes, start)
+        kind, start = KINDS[self.hparams["compartment"]], generator(self.hparams["seed"], source, "start")
+        sizes = {name: self.hparams[name] for name in kind.settings}
+        return kind(self.backbone, classes=classes, generator=start, **sizes)
 
     def begin_composed(self, phase: Phase, public: Public, compartments: dict[str, Compartment]) -> None:
         """Prepare the validation of the composed model of finished compartments; nothing is trained."""

@@ -1,18 +1,17 @@
 """State dicts of the public U-ViT (github.com/baofff/U-ViT): read as data, understood by their names and shapes."""
 
 import math
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cdm_lightning.errors import BadInput
+from cdm_lightning.torch_files import read_torch_file, tensors_by_name
 
 OPTION = "model.backbone.init_args"
 LINKED = {"image_size": "data.image_size", "channels": "data.channels"}
@@ -67,14 +66,12 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise BadInput(f"no file of weights '{path}': give {OPTION}.weights the path of a state dict")
     try:
-        contents = _contents(path)
+        tensors = tensors_by_name(_contents(path))
     except Exception as error:  # a damaged file makes its parser fail in any way
         raise _no_state_dict(path) from error
-    if not isinstance(contents, Mapping) or not contents:
+    if not tensors:
         raise _no_state_dict(path)
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in contents.items()):
-        raise _no_state_dict(path)
-    return dict(contents)
+    return tensors
 
 
 def check_weights(
@@ -119,9 +116,7 @@ def _contents(path: str) -> object:
     """Return what a file holds; tensors stay on the disk until they are used, where its format allows it."""
     if path.endswith(".safetensors"):
         return load_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return read_torch_file(path, mmap=zipfile.is_zipfile(path))
 
 
 def _settings_of(path: str, tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.parser import Parser, new_parser
+from datamodules.plan import Plan
 from datamodules.splits import default_split
 from datamodules.writer import write_shards
 
@@ -53,8 +54,7 @@ def write_from(config: Any) -> None:
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out} is a file; name a folder")
     size, channels = IMAGE_DEFAULTS[origin]
-    counts = write_shards(
-        out,
+    plan = Plan(
         from_=origin,
         input=config.input,
         split=default_split(origin) if config.split is None else config.split,
@@ -67,6 +67,7 @@ def write_from(config: Any) -> None:
         licence=config.licence,
         drop_from_public=config.drop_from_public,
     )
+    counts = write_shards(out, plan)
     for source, count in counts.items():
         print(f"{source}: {count} images")
     print(f"shards of {len(counts)} sources are in {out}")

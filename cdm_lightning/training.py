@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-import pickle
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe
+from cdm_lightning.torch_files import read_torch_file
 
 CHECKPOINT = "last.ckpt"
 
@@ -53,8 +50,8 @@ def train(
 def steps_done(checkpoint: Path, inputs_sha256: str) -> int:
     """Return the steps that a checkpoint of the same inputs has behind it; 0 if there is no such checkpoint."""
     try:
-        contents = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        contents = read_torch_file(str(checkpoint))
+    except ValueError:
         return 0
     same = isinstance(contents, dict) and contents.get("inputs_sha256") == inputs_sha256
     return int(contents["global_step"]) if same else 0

@@ -15,7 +15,20 @@ MOST_SHARDS = 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of `writer.write_shards`, which see.
+    """The settings of `writer.write_shards`.
+
+    Attributes:
+        from_: where the images come from.
+        input: the folder or CSV file of the images, or where a downloaded data set lies.
+        split: what makes a source: class, folder, list or random:N.
+        image_size: height and width in pixels; images are cut to the centred square and resized.
+        channels: 1 (grey) or 3 (RGB).
+        public_classes: labels, or indices of classes, that go to `public`.
+        public_fraction: fraction of every class that goes to `public`.
+        heldout_fraction: fraction of every source that is held out from training.
+        shards_per_source: number of tars that a source's samples are spread over.
+        licence: licence of the images, for the manifest.
+        drop_from_public: an image that is in `public` and in a source leaves `public`, not the source.
 
     Raises:
         BadInput: a value is out of range, in one sentence.

@@ -20,7 +20,7 @@ from datamodules.splits import TRAIN, Part, default_split
 from datamodules.stages import decode_batch, decode_sample, keep
 from datamodules.stream import Share, SourceLoader, SourceStream
 from datamodules.verification import all_samples, verify_files
-from datamodules.writer import write_planned
+from datamodules.writer import write_shards
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -100,7 +100,7 @@ class ShardDataModule(lightning.LightningDataModule):
                 `public`.
         """
         if not self._folders():
-            write_planned(self.root, self.plan)
+            write_shards(self.root, self.plan)
             return
         names = [PUBLIC] * self.has_public() + self.chosen_sources()
         manifests = {name: self.manifest(name) for name in names}

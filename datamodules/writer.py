@@ -9,69 +9,22 @@ from pathlib import Path
 
 from datamodules.encoding import Encoded, Sources, encode_sources
 from datamodules.manifest import ImageShape, Manifest, Shard, write_manifest
-from datamodules.origins import OriginName, read_origin
+from datamodules.origins import read_origin
 from datamodules.overlap import drop_shared
 from datamodules.plan import Plan
 from datamodules.publish import publish
 from datamodules.splits import shard_of
 
 
-def write_shards(
-    root: str | Path,
-    *,
-    from_: OriginName,
-    input: str | None,
-    split: str,
-    image_size: int,
-    channels: int,
-    public_classes: Sequence[str | int],
-    public_fraction: float,
-    heldout_fraction: float,
-    shards_per_source: int,
-    licence: str = "unknown",
-    drop_from_public: bool = False,
-) -> dict[str, int]:
+def write_shards(root: Path, plan: Plan) -> dict[str, int]:
     """Write the shards of all sources below `root`, in one step; folders of other sources there are left alone.
-
-    Args:
-        root: the folder that gets one folder per source.
-        from_: where the images come from.
-        input: the folder or CSV file of the images, or where a downloaded data set lies.
-        split: what makes a source: class, folder, list or random:N.
-        image_size: height and width in pixels; images are cut to the centred square and resized.
-        channels: 1 (grey) or 3 (RGB).
-        public_classes: labels, or indices of classes, that go to `public`.
-        public_fraction: fraction of every class that goes to `public`.
-        heldout_fraction: fraction of every source that is held out from training.
-        shards_per_source: number of tars that a source's samples are spread over.
-        licence: licence of the images, for the manifest.
-        drop_from_public: an image that is in `public` and in a source leaves `public`, not the source.
 
     Returns:
         The number of samples of each source that was written, `public` among them.
 
     Raises:
-        BadInput: a setting is out of range, the images cannot be used, or `root` cannot be written; what is below
-            `root` is then as it was.
+        BadInput: the images cannot be used, or `root` cannot be written.
     """
-    plan = Plan(
-        from_,
-        input,
-        split,
-        image_size,
-        channels,
-        public_classes,
-        public_fraction,
-        heldout_fraction,
-        shards_per_source,
-        licence,
-        drop_from_public,
-    )
-    return write_planned(Path(root), plan)
-
-
-def write_planned(root: Path, plan: Plan) -> dict[str, int]:
-    """Write the shards of all sources as `plan` says (see `write_shards`)."""
     sources = drop_shared(encode_sources(read_origin(plan.from_, plan.input), plan), plan.drop_from_public)
     publish(root, lambda new: write_sources(new, sources, plan))
     return {source: len(samples) for source, samples in sorted(sources.items())}

@@ -1,5 +1,6 @@
 """A small real store that several tests share: handwritten digits, a tiny backbone, a few steps."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from cdm_lightning.cli import main
+from tests.made_shards import save_images, write
 
 TINY = """
 data:
@@ -64,3 +66,17 @@ def store(workplace: Path, fit: Fit) -> Path:
     path = workplace / "store"
     assert fit(path, "[digit0, digit1, digit2]") == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def alice_and_bob(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a root of the shards of two sources and `public`; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("shards")
+    write(folder / "root", save_images(folder / "images"))
+    return folder / "root"
+
+
+@pytest.fixture
+def alice(alice_and_bob: Path, tmp_path: Path) -> Path:
+    """Return a copy of the shards of the source alice, to be damaged."""
+    return Path(shutil.copytree(alice_and_bob / "alice", tmp_path / "root" / "alice"))

@@ -16,6 +16,7 @@ from cdm_lightning.errors import ShardError
 from datamodules import ShardDataModule
 from datamodules.manifest import read_manifest
 from datamodules.origins import OriginName
+from datamodules.plan import Plan
 from datamodules.tars import read_shard
 from datamodules.writer import write_shards
 
@@ -61,8 +62,7 @@ def write(
     drop_from_public: bool = False,
 ) -> dict[str, int]:
     """Write shards, with settings that suit `save_images`."""
-    return write_shards(
-        root,
+    plan = Plan(
         from_=from_,
         input=str(images),
         split=split,
@@ -74,6 +74,7 @@ def write(
         shards_per_source=shards_per_source,
         drop_from_public=drop_from_public,
     )
+    return write_shards(root, plan)
 
 
 def content(root: Path) -> dict[str, bytes]:

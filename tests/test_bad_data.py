@@ -22,24 +22,9 @@ from tests.made_shards import (
     members_of,
     png,
     said_of,
-    save_images,
     save_tar,
-    write,
 )
 from tests.test_images import png_of_size
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    write(folder / "root", save_images(folder / "images"))
-    return folder / "root"
-
-
-@pytest.fixture
-def alice(root: Path, tmp_path: Path) -> Path:
-    """The shards of the source alice, to be damaged."""
-    return Path(shutil.copytree(root / "alice", tmp_path / "root" / "alice"))
 
 
 def edited(members: Sequence[Member], suffix: str, data: bytes) -> Iterator[Member]:

@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -20,23 +19,8 @@ from tests.made_shards import (
     member,
     members_of,
     said_of,
-    save_images,
     save_tar,
-    write,
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    write(folder / "root", save_images(folder / "images"))
-    return folder / "root"
-
-
-@pytest.fixture
-def alice(root: Path, tmp_path: Path) -> Path:
-    """The shards of the source alice, to be damaged."""
-    return Path(shutil.copytree(root / "alice", tmp_path / "root" / "alice"))
 
 
 def samples(folder: Path) -> list[tuple[str, bytes, str]]:

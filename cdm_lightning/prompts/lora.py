@@ -25,13 +25,17 @@ class LoRA(Prompt):
 
     kind: ClassVar[str] = "lora"
     learning_rate: ClassVar[float] = 2e-3
+    settings: ClassVar[tuple[str, ...]] = ("lora_rank",)
 
-    def __init__(self, backbone: Backbone, rank: int, classes: int, generator: torch.Generator) -> None:
+    def __init__(self, backbone: Backbone, lora_rank: int, classes: int, generator: torch.Generator) -> None:
         super().__init__(backbone, classes, generator)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, layer in linear_layers(backbone).items():
-            start = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
-            self.down[name], self.up[name] = nn.Parameter(start), nn.Parameter(torch.zeros(layer.out_features, rank))
+            start = torch.randn(lora_rank, layer.in_features, generator=generator) / layer.in_features**0.5
+            self.down[name], self.up[name] = (
+                nn.Parameter(start),
+                nn.Parameter(torch.zeros(layer.out_features, lora_rank)),
+            )
 
     @classmethod
     def like(cls, backbone: Backbone, tensors: Mapping[str, Tensor]) -> Self:
@@ -43,7 +47,10 @@ class LoRA(Prompt):
     def network(cls, backbone: Backbone, prompts: Sequence[Self], row: Tensor, label: Tensor) -> Network:
         """Return F with the additions of every row's own source; see `Prompt.network`."""
         labels, layers = label_tokens(prompts, row, label), linear_layers(backbone)
-        pairs = {layer: _pair(prompts, name, row) for name, layer in layers.items()}
+        pairs = {
+            layer: (_by_row([own.down[name] for own in prompts], row), _by_row([own.up[name] for own in prompts], row))
+            for name, layer in layers.items()
+        }
 
         def run(x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
             with _added(pairs):
@@ -64,13 +71,9 @@ def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
     return {name.replace(".", "/"): layer for name, layer in layers}
 
 
-def _pair(prompts: Sequence[LoRA], name: str, row: Tensor) -> Pair:
-    """Return down and up of one layer: as they are for a single prompt, otherwise [batch, ...], one per row."""
-    if len(prompts) == 1:
-        return prompts[0].down[name], prompts[0].up[name]
-    return torch.stack([prompt.down[name] for prompt in prompts])[row], torch.stack(
-        [prompt.up[name] for prompt in prompts]
-    )[row]
+def _by_row(matrices: list[Tensor], row: Tensor) -> Tensor:
+    """Return a single matrix as it is, otherwise each row's own: [batch, out, in]."""
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices)[row]
 
 
 @contextmanager

@@ -26,11 +26,13 @@ class Prompt(nn.Module, ABC):
     Attributes:
         kind: as `model.compartment` names it.
         learning_rate: what suits this kind unless a configuration says otherwise.
+        settings: of the module, which its constructor takes too: they give its size.
         labels: [1 + class, layer, 1, width], deep tokens; the first stands for "no label".
     """
 
     kind: ClassVar[str]
     learning_rate: ClassVar[float]
+    settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone, classes: int, generator: torch.Generator) -> None:
         super().__init__()

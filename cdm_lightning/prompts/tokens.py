@@ -21,6 +21,7 @@ class Tokens(Prompt):
 
     kind: ClassVar[str] = "tokens"
     learning_rate: ClassVar[float] = 3e-3
+    settings: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __init__(self, backbone: Backbone, tokens: int, classes: int, generator: torch.Generator) -> None:
         super().__init__(backbone, classes, generator)
