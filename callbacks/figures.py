@@ -127,10 +127,13 @@ def history(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
     axis.set_yticks(range(len(rows)), [str(len(row)) for row in rows], fontsize=8)
     axis.set_xlabel("source")
     axis.set_ylabel("sources in the model")
+    numbers = [number for row in rows for number in row.values()]
+    bright = min(numbers) + 0.6 * (max(numbers) - min(numbers))
     for i, row in enumerate(rows):
         for j, source in enumerate(sources):
             if source in row:
-                axis.text(j, i, f"{row[source]:.4f}", ha="center", va="center", fontsize=6, color="w")
+                colour = "w" if row[source] <= bright else "k"
+                axis.text(j, i, f"{row[source]:.4f}", ha="center", va="center", fontsize=7, color=colour)
     axis.set_title(title, fontsize=9)
     figure.tight_layout()
     return figure
