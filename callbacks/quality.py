@@ -2,22 +2,18 @@
 
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from callbacks.board import log_scalars
 from callbacks.held_out import HeldOut
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.extractors import FeatureExtractor
-from cdm_lightning.generation import Settings, batched, sample_batch
-from cdm_lightning.images import to_uint8
-from cdm_lightning.metrics import scores
+from cdm_lightning.fidelity import fidelity
+from cdm_lightning.generation import Settings
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.reference import Reference, joined, source_reference
 
 FEWEST = 2
-BATCH = 64
 
 
 class Quality(HeldOut):
@@ -57,13 +53,7 @@ class Quality(HeldOut):
     def _scores(
         self, composed: ComposedDenoiser, reference: Reference, module: CompartmentalizedDiffusion
     ) -> dict[str, float]:
-        seed = module.hparams["seed"]
-        generated = self.extractor(self._sampled(composed, module))
-        return scores(generated, reference.features, reference.sums, self.extractor.name, seed)
-
-    def _sampled(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> Tensor:
-        """Return n images, uint8, of the same noise in every validation."""
-        settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
-        shape = module.public.closed_form.shape
-        batches = [sample_batch(composed, shape, some, settings).images for some in batched(self.n, BATCH)]
-        return to_uint8(torch.cat(batches))
+        """Return the scores of n images of the same noise in every validation."""
+        seed, device = module.hparams["seed"], str(module.device)
+        settings = Settings(n=self.n, seed=seed, steps=self.steps, device=device)
+        return fidelity(composed, reference, self.extractor, module.public.closed_form.shape, settings)

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "extractors",
         "feature_sums",
+        "fidelity",
         "metrics",
         "reference",
         "packing",
