@@ -7,6 +7,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
 def boards(trainer: Trainer) -> list[SummaryWriter]:
@@ -30,6 +33,22 @@ def log_text(trainer: Trainer, tag: str, markdown: str, step: int) -> None:
     """Give a text in Markdown to every TensorBoard logger."""
     for board in boards(trainer):
         board.add_text(tag, markdown, step)
+
+
+def log_layout(trainer: Trainer, layout: Layout) -> None:
+    """Give a layout of curves, {page: {chart: [kind, tags]}}, to every TensorBoard logger."""
+    for board in boards(trainer):
+        board.add_custom_scalars(layout)
+
+
+def log_hyperparameters(
+    trainer: Trainer, values: Mapping[str, str | int | float | bool], metrics: Sequence[str]
+) -> None:
+    """Give hyperparameters to every TensorBoard logger, beside the tags of the scalars that they shall explain."""
+    for board in boards(trainer):
+        assert board.file_writer is not None
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
+            board.file_writer.add_summary(summary)
 
 
 def log_table(trainer: Trainer, tag: str, corner: str, values: Tensor, names: Sequence[str], step: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib import colormaps
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -11,8 +12,9 @@ from cdm_lightning.images import to_uint8
 from cdm_lightning.seeding import stable_hash
 
 
-def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
-    """Draw one row of images per name; each is [n, channel, height, width] in [-1, 1]."""
+def image_rows(rows: dict[str, Tensor], title: str, sources: Sequence[str]) -> Figure:
+    """Draw one row of images per name; each is [n, channel, height, width] in [-1, 1]. Sources have their colour."""
+    colour = dict(zip(sources, colours(sources), strict=True))
     n = max(len(images) for images in rows.values())
     figure = Figure(figsize=(1.6 + 0.7 * n, 0.5 + 0.75 * len(rows)), dpi=120)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
@@ -23,6 +25,8 @@ def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        if name in colour:
+            axis.spines["left"].set(color=colour[name], linewidth=6)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return figure
@@ -35,7 +39,7 @@ def path_rows(paths: Tensor, sigmas: Sequence[float], sigma_switch: float) -> Fi
     """
     shown = [*range(0, len(sigmas), 2), len(sigmas)]
     size = paths.shape[-1] + 1
-    figure = Figure(figsize=(1.2 + 0.85 * len(shown), 0.9 + 0.85 * len(paths)), dpi=120)
+    figure = Figure(figsize=(1.2 + 0.85 * len(shown), 1.4 + 0.85 * len(paths)), dpi=120)
     axis = figure.subplots()
     framed = torch.nn.functional.pad(to_uint8(paths[:, shown].flatten(0, 1)), (0, 1, 0, 1), value=255)
     canvas = framed.unflatten(0, (len(paths), len(shown))).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).cpu()
@@ -64,6 +68,12 @@ def colours(sources: Sequence[str]) -> list[tuple[float, float, float]]:
     return [palette[place] for place in places]
 
 
+def paint_ticks(axis: Axis, sources: Sequence[str]) -> None:
+    """Make the mark of every tick a square in the colour of its source."""
+    for tick, colour in zip(axis.get_major_ticks(), colours(sources), strict=True):
+        tick.tick1line.set(marker="s", markersize=7, color=colour)
+
+
 def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float) -> Figure:
     """Draw the mean weight of every source [source, level] on the way from noise to image, stacked."""
     figure = Figure(figsize=(6.4, 4.0), dpi=120)
@@ -89,6 +99,8 @@ def matrix(values: Tensor, names: Sequence[str], title: str) -> Figure:
     ticks = range(len(names))
     axis.set_xticks(ticks, names, rotation=60, ha="right", fontsize=8)
     axis.set_yticks(ticks, names, fontsize=8)
+    paint_ticks(axis.xaxis, names)
+    paint_ticks(axis.yaxis, names)
     axis.set_xlabel("credited source")
     axis.set_ylabel("true source")
     for i in ticks:
@@ -100,12 +112,15 @@ def matrix(values: Tensor, names: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def curves(sigmas: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
-    """Draw named curves over the noise level, which rises to the right on a logarithmic axis."""
+def curves(
+    sigmas: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, unit: str, sources: Sequence[str] = ()
+) -> Figure:
+    """Draw named curves over the noise level, rising to the right on a logarithmic axis; a source has its colour."""
+    colour = dict(zip(sources, colours(sources), strict=True))
     figure = Figure(figsize=(6.4, 4.0), dpi=120)
     axis = figure.subplots()
     for name, values in lines.items():
-        axis.plot(sigmas, values, marker="o", markersize=3, label=name)
+        axis.plot(sigmas, values, marker="o", markersize=3, label=name, color=colour.get(name))
     axis.set_xscale("log")
     axis.set_xlabel("sigma, in units of x_0 (an image spans -1 to 1)")
     axis.set_ylabel(unit)
@@ -124,6 +139,7 @@ def history(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
     axis = figure.subplots()
     axis.imshow(values.numpy(), cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(sources)), sources, rotation=60, ha="right", fontsize=8)
+    paint_ticks(axis.xaxis, sources)
     axis.set_yticks(range(len(rows)), [str(len(row)) for row in rows], fontsize=8)
     axis.set_xlabel("source")
     axis.set_ylabel("sources in the model")

@@ -9,13 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from callbacks.board import log_figure, log_scalars
 from callbacks.figures import history
 from callbacks.held_out import HeldOut
-from cdm_lightning.evaluation import heldout_error
-from cdm_lightning.images import from_uint8
+from cdm_lightning.evaluation import COMPOSED_SIGMA, composed_errors
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.tensor_files import write_atomic
-
-SIGMA = 0.3
-IMAGES = 32
 
 
 class Forgetting(HeldOut):
@@ -34,16 +30,14 @@ class Forgetting(HeldOut):
         """Measure, extend the file and log."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
         composed = pl_module.composed()
-        own = [source for source in composed.sources if source in self.held_out]
-        if not own:
+        row = composed_errors(composed, self.held_out)
+        if not row:
             return
-        images = {source: from_uint8(self.held_out[source][:IMAGES]) for source in own}
-        row = {source: heldout_error(composed, x_0, [SIGMA])[0] for source, x_0 in images.items()}
         rows = self._read() + [row]
         write_atomic(self.path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
         step = len(composed.sources)
         log_scalars(trainer, "forgetting", {"average": average_forgetting(rows)}, step)
-        title = f"held-out error of the composed model at sigma {SIGMA:g}, from the first fit on"
+        title = f"held-out error of the composed model at sigma {COMPOSED_SIGMA:g}, from the first fit on"
         log_figure(trainer, "forgetting/matrix", history(rows, title), step)
 
     def _read(self) -> list[dict[str, float]]:

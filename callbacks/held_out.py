@@ -5,6 +5,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.validation import VALIDATION_IMAGES
+
 
 class HeldOut(Callback):
     """Keeps the images of one validation, for `on_validation_end`.
@@ -23,6 +26,11 @@ class HeldOut(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
     ) -> None:
-        """Keep one source's images."""
+        """Keep the first images of one source."""
         if len(batch["image"]):
-            self.held_out[batch["source"]] = batch["image"]
+            self.held_out[batch["source"]] = batch["image"][:VALIDATION_IMAGES]
+
+
+def steps_of(trainer: Trainer, module: CompartmentalizedDiffusion) -> int:
+    """Return the step of a validation: how many sources are in the composed model; in training, the steps behind it."""
+    return len(module.compartments) if module.phase.kind == "composed" else trainer.global_step

@@ -22,9 +22,7 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         """Return a bar that is not shown."""
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+        return Tqdm(disable=True)
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from callbacks.board import log_figure
 from callbacks.figures import image_rows, path_rows, shares
+from callbacks.held_out import steps_of
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
 from cdm_lightning.generation import Batch, Settings, sample_batch
@@ -30,28 +31,34 @@ class SampleGrid(Callback):
         self._rows: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the figures; their step is the number of sources."""
+        """Log the figures; while a source is trained, of this source alone."""
         assert isinstance(pl_module, CompartmentalizedDiffusion)
-        composed = pl_module.composed()
-        self._rows.pop(pl_module.phase.source, None)
-        for source in composed.sources:
-            if source not in self._rows:
-                self._rows[source] = self._sample(composed.alone(source), pl_module).images
+        composed, step = pl_module.composed(), steps_of(trainer, pl_module)
+        finished = pl_module.phase.kind == "composed"
         states: list[Tensor] = []
 
         def observe(x: Tensor, sigma: Tensor) -> None:
             states.append((x / per_image((1 + sigma.square()).sqrt(), x))[:PATHS])  # of about unit variance
 
         batch = self._sample(composed, pl_module, observe)
-        path = torch.stack([*states, batch.images[:PATHS]], dim=1)
-        rows = {"composed": batch.images} | {source: self._rows[source] for source in composed.sources}
+        rows = {"composed": batch.images} | self._alone(composed, pl_module) if finished else {}
         title = f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column"
-        step = len(composed.sources)
-        log_figure(trainer, "samples", image_rows(rows, title), step)
+        figure = image_rows(rows or {pl_module.phase.source: batch.images}, title, composed.sources)
+        log_figure(trainer, "samples", figure, step)
         sigmas = [sigma for sigma, _ in batch.trajectory]
+        path = torch.stack([*states, batch.images[:PATHS]], dim=1)
         log_figure(trainer, "samples/paths", path_rows(path, sigmas, composed.sigma_switch), step)
-        weights = torch.stack([weight.mean(1) for _, weight in batch.trajectory], dim=1)
-        log_figure(trainer, "weights", shares(sigmas, weights, composed.sources, composed.sigma_switch), step)
+        if finished:
+            weights = torch.stack([weight.mean(1) for _, weight in batch.trajectory], dim=1)
+            log_figure(trainer, "weights", shares(sigmas, weights, composed.sources, composed.sigma_switch), step)
+
+    def _alone(self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion) -> dict[str, Tensor]:
+        """Return the samples of every source alone."""
+        self._rows.pop(module.phase.source, None)
+        for source in composed.sources:
+            if source not in self._rows:
+                self._rows[source] = self._sample(composed.alone(source), module).images
+        return {source: self._rows[source] for source in composed.sources}
 
     def _sample(
         self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion, observe: OnStep | None = None

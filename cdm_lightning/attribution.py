@@ -1,17 +1,21 @@
 """Credit: the posterior weights of an image's possible sources, under the Gaussian mixtures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cdm_lightning.composition import ComposedDenoiser
+from cdm_lightning.images import from_uint8
 from cdm_lightning.seeding import generator, normal
 
 DRAWS = 16
 BINS = 15
+SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+IMAGES, IMAGES_OF_ALL = 64, 160
+IMAGES_PER_LEVEL = 16
 
 
 def credits_of(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int = 0) -> Tensor:
@@ -110,3 +114,34 @@ def judge(weights: Sequence[Tensor]) -> Judgement:
         calibration_error(weights),
         is_informative(loss, len(weights)),
     )
+
+
+@dataclass(frozen=True)
+class HeldOutCredits:
+    """How well held-out images are credited to their sources.
+
+    Attributes:
+        credits: by their credits.
+        by_sigma: by their weights at each of `SIGMAS`.
+    """
+
+    credits: Judgement
+    by_sigma: list[Judgement]
+
+
+def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[str, Tensor]) -> HeldOutCredits | None:
+    """Return how the first held-out images of every source are credited, or None if a source of the model has none.
+
+    Args:
+        composed: gives the weights.
+        floor: the noise level of the credits.
+        held_out: uint8 [n, channel, height, width] by source; those of other sources are not looked at.
+    """
+    if not all(len(held_out.get(source, ())) for source in composed.sources):
+        return None
+    most = min(max(IMAGES_OF_ALL // len(composed.sources), IMAGES_PER_LEVEL), IMAGES)
+    images = [from_uint8(held_out[source][:most]) for source in composed.sources]
+    with torch.inference_mode():
+        credits = judge([credits_of(composed, x_0, floor) for x_0 in images])
+        by_sigma = [judge([weights_at(composed, x_0[:IMAGES_PER_LEVEL], sigma) for x_0 in images]) for sigma in SIGMAS]
+    return HeldOutCredits(credits, by_sigma)

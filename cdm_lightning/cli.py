@@ -28,6 +28,7 @@ commands:
   fit       train the backbone on public if there is none, then fit every source into the store
   shards    write the images of every source as WebDataset tars
   sample    sample images from chosen sources of a store, with each image's credits
+  validate  measure the composed model of chosen sources of a store, on held-out images
   store     list what a store holds (store list), or show one compartment (store show SOURCE)
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
@@ -37,7 +38,13 @@ commands:
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 bad input; a fault of ours raises."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    commands = {"fit": run_fit, "shards": run_shards, "sample": run_sample, "store": run_store}
+    commands = {
+        "fit": run_fit,
+        "shards": run_shards,
+        "sample": run_sample,
+        "validate": run_validate,
+        "store": run_store,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -88,6 +95,7 @@ def run_sample(arguments: list[str]) -> None:
     """`sample`: see `cdm_lightning.generation.generate`."""
     parser = sample_parser()
     config = parser.parse_args(arguments)
+    _check_json(config.json)
     from cdm_lightning.generation import Settings, generate
 
     settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
@@ -109,6 +117,17 @@ def sample_parser() -> Parser:
     return parser
 
 
+def run_validate(arguments: list[str]) -> None:
+    """`validate`: see `cdm_lightning.measurement`."""
+    from cdm_lightning.validate_command import table, validate, validate_parser
+
+    config = validate_parser().parse_args(arguments)
+    _check_json(config.json)
+    report = validate(config)
+    print(table(report))
+    _write_json(config.json, report)
+
+
 def run_store(arguments: list[str]) -> None:
     """`store list` and `store show SOURCE`."""
     from cdm_lightning import store_commands
@@ -126,6 +145,7 @@ def run_store(arguments: list[str]) -> None:
         action = "list"
         arguments = ["list", *arguments]
     config = parser.parse_args(arguments[1:])
+    _check_json(config.json)
     store = Store.open(Path(config.store))
     if action == "list":
         print(store_commands.listing(store))
@@ -133,6 +153,12 @@ def run_store(arguments: list[str]) -> None:
     else:
         print(store_commands.details(store, config.source))
         _write_json(config.json, store_commands.details_data(store, config.source))
+
+
+def _check_json(path: str | None) -> None:
+    """Raise BadInput unless a file can be made at `path`, before there is anything to write."""
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise BadInput(f"--json {path} is no place for a file: name a file in a folder that is there")
 
 
 def _write_json(path: str | None, data: Any) -> None:

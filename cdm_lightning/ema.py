@@ -39,6 +39,14 @@ class EMA(nn.Module):
         for average, parameter in self._pairs():
             parameter.copy_(average)
 
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange parameters and averages; doing it twice changes no bit."""
+        for average, parameter in self._pairs():
+            raw = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(raw)
+
     def _pairs(self) -> Iterator[tuple[Tensor, nn.Parameter]]:
         for i, parameter in enumerate(self._trained[0].parameters()):
             yield self.get_buffer(f"average_{i}"), parameter

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.compartments import Compartments
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
+from cdm_lightning.images import from_uint8
 from cdm_lightning.seeding import generator
 
 SIGMAS = (5.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 BATCH = 128
+COMPOSED_SIGMA, COMPOSED_IMAGES = 0.3, 8
 
 
 def heldout_error(
@@ -54,3 +57,18 @@ def heldout_errors(
         }
         for source, x_0 in images.items()
     }
+
+
+def composed_errors(composed: ComposedDenoiser, held_out: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the composed model's error at sigma 0.3 on the first held-out images of each of its sources that has any.
+
+    Args:
+        composed: the model.
+        held_out: uint8 [n, channel, height, width] by source; those of other sources are not looked at.
+    """
+    images = {
+        source: from_uint8(held_out[source][:COMPOSED_IMAGES])
+        for source in composed.sources
+        if len(held_out.get(source, ()))
+    }
+    return {source: heldout_error(composed, x_0, [COMPOSED_SIGMA])[0] for source, x_0 in images.items()}

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks import Attribution, Forgetting, PhaseProgressBar, Quality, SampleGrid
+from callbacks import Attribution, Dashboard, Forgetting, PhaseProgressBar, Quality, SampleGrid, TrainingMonitor
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -52,13 +52,18 @@ class Metrics:
             `none` turns the measuring off.
         inception: file of Inception's weights; by default torch-fidelity's download.
         n: sampled images.
+        every: steps between measurements of the source whose prompt (or of `public`, whose backbone) is being trained,
+            with the running average that would be stored; 0 measures after a source only.
     """
 
     extractor: Literal["effnet-lite0", "inception", "none"] = "effnet-lite0"
     inception: str | None = None
     n: int = 128
+    every: int = 0
 
     def __post_init__(self) -> None:
+        if self.every < 0:
+            raise BadInput(f"metrics.every is {self.every}; expected a number of steps, or 0")
         if self.n < 2:
             raise BadInput(f"metrics.n is {self.n}; expected at least 2 images")
 
@@ -93,15 +98,13 @@ def fit_parser() -> Parser:
     return parser
 
 
-def composed_callbacks(config: Namespace) -> list[Callback]:
-    """Return what watches the composed model; the same objects for every validation of a fit."""
-    runs, steps = Path(config.store) / "runs", config.sampler.steps
-    watching: list[Callback] = [SampleGrid(steps), Attribution(), Forgetting(runs / "composed" / "forgetting.json")]
+def quality_of(config: Namespace) -> list[Quality]:
+    """Return what measures samples, if anything shall."""
     metrics = Metrics(**vars(config.metrics))
-    if metrics.extractor != "none":
-        weights = None if metrics.inception is None else Path(metrics.inception)
-        watching.append(Quality(open_extractor(metrics.extractor, weights), metrics.n, runs / "sources", steps))
-    return watching
+    if metrics.extractor == "none":
+        return []
+    extractor = open_extractor(metrics.extractor, None if metrics.inception is None else Path(metrics.inception))
+    return [Quality(extractor, metrics.n, Path(config.store) / "runs" / "sources", config.sampler.steps)]
 
 
 class ConfiguredRecipe:
@@ -109,7 +112,9 @@ class ConfiguredRecipe:
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
-        self.composed_callbacks = composed_callbacks(config)
+        self.quality = quality_of(config)
+        history = Path(config.store) / "runs" / "composed" / "forgetting.json"
+        self.watching = [SampleGrid(config.sampler.steps), Attribution(), Forgetting(history), *self.quality]
         check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
@@ -139,14 +144,27 @@ class ConfiguredRecipe:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint | ProgressBar)]
             settings |= {"enable_checkpointing": False, "enable_progress_bar": False}
             settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-            own = self.composed_callbacks
+            own = [Dashboard(self.quality), *self.watching]
         else:
-            settings["limit_val_batches"] = 0
-            own = [] if settings["enable_progress_bar"] is False else [PhaseProgressBar()]
+            own = [Dashboard(self.quality)]
+            settings |= self._measuring()
+            if settings["limit_val_batches"]:
+                own += [SampleGrid(self.config.sampler.steps), *self.quality]
+            if settings["log_every_n_steps"]:
+                own.append(TrainingMonitor(settings["log_every_n_steps"]))  # after what takes its time in a validation
+            if settings["enable_progress_bar"] is not False:
+                own.append(PhaseProgressBar())
             if settings["enable_checkpointing"] is not False:
                 own.append(self._checkpoint(folder))
         settings["callbacks"] = [*callbacks, *own]
         return Trainer(**settings)
+
+    def _measuring(self) -> dict[str, Any]:
+        """Return the options of the Trainer that say how often a source in training is measured."""
+        every = self.config.metrics.every if self.quality else 0
+        if not every:
+            return {"limit_val_batches": 0}
+        return {"limit_val_batches": 1, "val_check_interval": every, "check_val_every_n_epoch": None}
 
     def _trainer_settings(self) -> dict[str, Any]:
         """Return the options of the Trainer, with new objects where they are objects; no network is built for them."""

@@ -67,7 +67,7 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
         public, drafts = fit_public(
             pseudo, seed=settings["seed"], rank=settings["rank"], sigma_switch=settings["sigma_switch"]
         )
-    module.begin_backbone(phase, public, drafts)
+    module.begin_backbone(phase, public, drafts, len(keys))
     channels, height, width = images.shape[1:]
     shape, public_sha256 = (channels, height, width), data.data_sha256(PUBLIC)
     described = backbone_settings(module, shape) | recipe.training | {"torch": torch.__version__}
@@ -103,16 +103,16 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     clock = Clock(phase)
     with clock.part("closed_form", f"closed form of {len(keys)} images"):
         closed_form = fit_closed_form(x_0, public, card.seed, phase.source)
-        classes = fit_classes(x_0, named, public, card.seed, phase.source)
-    prompt, folder = None, store.runs / "sources" / phase.source
+        compartment = Compartment(card.n, closed_form, classes=fit_classes(x_0, named, public, card.seed, phase.source))
+    folder = store.runs / "sources" / phase.source
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())
         with clock.part("training", f"{card.steps} training steps"):
-            module.begin_source(phase, public, drafts_of_source(x_0, keys, named, public), sorted(classes))
+            module.begin_source(phase, public, drafts_of_source(x_0, keys, named, public), compartment)
             train(recipe, module, data, folder, card.steps, asdict(card))
-        prompt = module.prompts.find(phase.source)
+        compartment = module.compartments[phase.source]
     if is_rank_zero():
-        store.write_compartment(pack_compartment(Compartment(card.n, closed_form, prompt, classes)), card)
+        store.write_compartment(pack_compartment(compartment), card)
         discard_checkpoint(folder)
         clock.save(folder)
     return True

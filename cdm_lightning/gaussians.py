@@ -7,6 +7,7 @@ Noise of level sigma adds sigma^2 I to every covariance, so log p(x; sigma) and 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ class Gaussians:
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(x; sigma) [batch], fully normalized, for x [batch, channel, height, width], sigma [batch]."""
         with torch.autocast(x.device.type, enabled=False):
-            return self._log_joint(*self._projected(x), sigma).logsumexp(0)
+            centred = x.flatten(1) - self._centre
+            return self._log_joint(centred, self._along(centred), sigma).logsumexp(0)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x_0 | x], shaped as x [batch, channel, height, width], for sigma [batch]."""
@@ -105,28 +107,54 @@ class Gaussians:
         In the precision of the stored tensors, also where an autocast would lower it.
         """
         with torch.autocast(x.device.type, enabled=False):
-            centred, along = self._projected(x)
+            centred = x.flatten(1) - self._centre
+            along = self._along(centred)
             log_joint = self._log_joint(centred, along, sigma)
-            share = log_joint.softmax(0)[..., None]
-            return log_joint.logsumexp(0), (share * self._denoised(centred, along, sigma)).sum(0).reshape(x.shape)
+            denoised = self._denoised(centred, along, log_joint.softmax(0), sigma)
+            return log_joint.logsumexp(0), denoised.reshape(x.shape)
 
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x - mean [cluster, batch, dimension] and its coordinates in the basis [cluster, batch, rank]."""
-        centred = x.flatten(1)[None] - self.mean[:, None]
-        return centred, torch.bmm(centred, self.basis)
+    @cached_property
+    def _centre(self) -> Tensor:
+        """Return the mean of the means [dimension]: images and means are short once it is taken off, so sums of their
+        squares lose little.
+        """
+        return self.mean.mean(0)
+
+    @cached_property
+    def _offset(self) -> Tensor:
+        """Return each mean, as seen from the centre [cluster, dimension]."""
+        return self.mean - self._centre
+
+    @cached_property
+    def _offset_along(self) -> Tensor:
+        """Return each offset's coordinates in its own basis [cluster, 1, rank]."""
+        return torch.bmm(self._offset[:, None], self.basis)
+
+    def _along(self, centred: Tensor) -> Tensor:
+        """Return the coordinates of x - mean in each basis [cluster, batch, rank] for x - centre [batch, dimension]."""
+        return torch.bmm(centred.expand(len(self.mean), -1, -1), self.basis) - self._offset_along
 
     def _log_joint(self, centred: Tensor, along: Tensor, sigma: Tensor) -> Tensor:
         """Return log share + log p(x | cluster; sigma) [cluster, batch]."""
         noise = sigma.square()[None, :, None]
-        variance, rest = self.variance[:, None, :] + noise, self.rest[:, None, None] + noise
-        return self.log_share[:, None] + _log_normal(centred, along, variance, rest)
+        variance, rest = self.variance[:, None, :] + noise, self.rest[:, None] + noise[..., 0]
+        crossed, own = self._offset @ centred.T, self._offset.square().sum(1, keepdim=True)
+        outside = centred.square().sum(1) - 2 * crossed + own - along.square().sum(2)
+        return self.log_share[:, None] + _log_normal(outside, along, variance, rest, self.mean.shape[1])
 
-    def _denoised(self, centred: Tensor, along: Tensor, sigma: Tensor) -> Tensor:
-        """Return E[x_0 | x, cluster] [cluster, batch, dimension] (Wiener filter of each Gaussian)."""
+    def _denoised(self, centred: Tensor, along: Tensor, share: Tensor, sigma: Tensor) -> Tensor:
+        """Return sum_k share_k E[x_0 | x, cluster k] [batch, dimension]: a Wiener filter of each Gaussian.
+
+        E[x_0 | x, k] = mean + gain_rest (x - mean) + basis (gain - gain_rest) basis^T (x - mean).
+        """
         noise = sigma.square()[None, :, None]
         signal, rest = self.variance[:, None, :], self.rest[:, None, None]
         gain, gain_rest = signal / (signal + noise), rest / (rest + noise)
-        return gain_rest * centred + torch.bmm((gain - gain_rest) * along, self.basis.mT) + self.mean[:, None]
+        outside = share * gain_rest[..., 0]
+        denoised = self._centre + outside.sum(0)[:, None] * centred + (share - outside).T @ self._offset
+        for coordinates, basis in zip(share[..., None] * (gain - gain_rest) * along, self.basis, strict=True):
+            denoised = torch.addmm(denoised, coordinates, basis.T)
+        return denoised
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Gaussians":
         """Return the same mixture on another device, or in another dtype."""
@@ -155,12 +183,17 @@ def cluster_of(flat: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
 
 
-def _log_normal(centred: Tensor, along: Tensor, variance: Tensor, rest: Tensor) -> Tensor:
-    """Return the log density [cluster, batch] of rows that lie `centred` [cluster, batch, dimension] off the mean."""
-    dimension, rank = centred.shape[2], along.shape[2]
-    outside = centred.square().sum(2) - along.square().sum(2)
-    square = (along.square() / variance).sum(2) + outside.clamp_min(0) / rest[..., 0]
-    log_determinant = variance.log().sum(2) + (dimension - rank) * rest[..., 0].log()
+def _log_normal(outside: Tensor, along: Tensor, variance: Tensor, rest: Tensor, dimension: int) -> Tensor:
+    """Return the log density [cluster, batch] of rows whose distance from the mean is split by the basis.
+
+    Args:
+        outside: squared distance in the directions outside the basis [cluster, batch].
+        along: coordinates in the basis [cluster, batch, rank], of this `variance` [cluster, batch, rank].
+        rest: variance outside [cluster, batch].
+        dimension: of the space.
+    """
+    square = (along.square() / variance).sum(2) + outside.clamp_min(0) / rest
+    log_determinant = variance.log().sum(2) + (dimension - along.shape[2]) * rest.log()
     return -0.5 * (square + log_determinant + dimension * math.log(2 * math.pi))
 
 

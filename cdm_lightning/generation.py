@@ -68,7 +68,7 @@ class Batch:
     Attributes:
         images: x_0 [batch, channel, height, width], not clipped.
         drawn: the source that each image followed, if the strategy draws one.
-        trajectory: (sigma, w [source, batch]) at the start of every step.
+        trajectory: (sigma, w [source, batch]) at the start of every step, if they were noted.
     """
 
     images: Tensor
@@ -82,6 +82,7 @@ def sample_batch(
     indices: range,
     settings: Settings,
     observe: OnStep | None = None,
+    weigh: bool = True,
 ) -> Batch:
     """Sample the images `indices` of one run.
 
@@ -91,6 +92,7 @@ def sample_batch(
         indices: k of each image; its noise and its draw depend on (seed, k) alone.
         settings: sampler, steps, seed.
         observe: called at the start of every step with x [batch, ...] and its level sigma [batch].
+        weigh: whether to note the weights along the way.
     """
     trajectory: Trajectory = composed.start(settings.seed, indices)
     noise = normal((len(indices), *shape), image_generators(settings.seed, indices, "noise"), settings.device)
@@ -98,7 +100,8 @@ def sample_batch(
 
     def on_step(x: Tensor, sigma: Tensor) -> None:
         trajectory.on_step(x, sigma)
-        course.append((round(float(sigma[0]), 6), composed.weights(x, sigma)))
+        if weigh:
+            course.append((round(float(sigma[0]), 6), composed.weights(x, sigma)))
         if observe is not None:
             observe(x, sigma)
 
@@ -141,7 +144,7 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
         "store": str(store_path),
         "sources": composed.sources,
         **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
-        "sigma_switch": _number(compartments.sigma_switch),
+        "sigma_switch": finite_or_text(compartments.sigma_switch),
         "network_evaluations_per_image": compartments.evaluations / settings.n,
         "backbone_sha256": store.info.backbone_sha256,
         "torch": torch.__version__,
@@ -175,7 +178,8 @@ def _by_source(composed: ComposedDenoiser, weights: Tensor) -> dict[str, float]:
     return {source: round(float(weight), 6) for source, weight in zip(composed.sources, weights, strict=True)}
 
 
-def _number(value: float) -> float | str:
+def finite_or_text(value: float) -> float | str:
+    """Return a number as JSON can hold it: inf as a text."""
     return value if math.isfinite(value) else str(value)
 
 

@@ -33,13 +33,19 @@ def scores(generated: Tensor, reference: Tensor, sums: FeatureSums, extractor: s
     kid_mean, kid_deviation = kid(generated, reference, seed)
     precision, recall = precision_recall(generated, reference)
     values = {
-        "fid" if extractor == "inception" else "frechet": frechet_distance(FeatureSums.of(generated), sums),
+        "frechet": frechet_distance(FeatureSums.of(generated), sums),
         "kid": kid_mean,
         "kid_deviation": kid_deviation,
         "precision": precision,
         "recall": recall,
     }
-    return {f"{metric}@{len(generated)}_{extractor}": value for metric, value in values.items()}
+    return {score_name(metric, len(generated), extractor): value for metric, value in values.items()}
+
+
+def score_name(metric: str, n: int, extractor: str) -> str:
+    """Return the full name of a metric of n sampled images, seen by this extractor; see `scores`."""
+    metric = "fid" if (metric, extractor) == ("frechet", "inception") else metric
+    return f"{metric}@{n}_{extractor}"
 
 
 def check_enough(generated: int, reference: int) -> None:

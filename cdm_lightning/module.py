@@ -1,6 +1,7 @@
 """The LightningModule: a backbone, the prompts by source, and the training of one of them at a time. Wiring only."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -101,24 +102,29 @@ class CompartmentalizedDiffusion(LightningModule):
         self.compartments: dict[str, Compartment] = {}
         self.ema: EMA | None = None
 
-    def begin_backbone(self, phase: Phase, public: Public, drafts: Drafts) -> None:
-        """Prepare the training of the backbone, from a start that depends on the seed alone."""
+    def begin_backbone(self, phase: Phase, public: Public, drafts: Drafts, n: int) -> None:
+        """Prepare the training of the backbone on n images, from a start that depends on the seed alone."""
         self.phase, self.public, self.drafts = phase, public, drafts
+        self.compartments = {phase.source: Compartment(n, public.closed_form)}
         self.backbone.initialize(generator(self.hparams["seed"], "backbone", "start"))
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 
-    def begin_source(self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts, classes: list[str]) -> None:
+    def begin_source(
+        self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts, untrained: Compartment
+    ) -> None:
         """Prepare the training of one source's prompt on the frozen backbone.
 
         Args:
             phase: names the source.
             public: what was fitted on `public`.
             drafts: of the source's own folds.
-            classes: its class labels; none trains without labels.
+            untrained: the source's compartment but for the prompt; without classes, nothing is told of labels.
         """
-        self.phase, self.public, self.drafts, self.classes = phase, public, drafts, classes
+        self.phase, self.public, self.drafts, self.classes = phase, public, drafts, sorted(untrained.classes)
         freeze(self.backbone)
-        self.prompts.put(phase.source, self.new_prompt(phase.source, len(classes)))
+        prompt = self.new_prompt(phase.source, len(self.classes))
+        self.prompts.put(phase.source, prompt)
+        self.compartments = {phase.source: replace(untrained, prompt=prompt)}
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 
     def new_prompt(self, source: str, classes: int) -> Prompt:
@@ -156,25 +162,29 @@ class CompartmentalizedDiffusion(LightningModule):
         return SIGMA_MAX if self.phase.kind == "backbone" else min(self.hparams["sigma_switch"], SIGMA_MAX)
 
     def denoisers(self) -> Compartments:
-        """Return the denoisers D_i of the finished compartments."""
+        """Return the denoisers D_i of the compartments: all finished ones, or the one whose phase is trained."""
         compartments = {source: compartment.to(self.device) for source, compartment in self.compartments.items()}
         switch: float = self.hparams["sigma_switch"]
         return Compartments(self.backbone, compartments, self.public, self.guided, switch, self.preconditioning)
 
     def composed(self) -> ComposedDenoiser:
-        """Return the composed denoiser of the finished compartments."""
+        """Return the composed denoiser of the compartments."""
         return self.denoisers().composed(self.hparams["strategy"])
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the denoising loss of a batch of one source; noise depends on (seed, source, step, rank)."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the denoising loss of a batch of one source, also by image [batch], and the noise levels [batch].
+
+        The noise depends on (seed, source, step, rank).
+        """
         x_0 = from_uint8(batch["image"])
         draw = generator(self.hparams["seed"], self.phase.source, "train", self.global_step, self.global_rank)
         sigma = draw_sigma(len(x_0), SIGMA_MIN, self.highest_sigma, draw).to(x_0.device)
         x = x_0 + per_image(sigma, x_0) * normal(x_0.shape, draw, x_0.device)
         denoised, scale = self.denoise_in_training(batch, x, sigma, draw)
-        loss = denoising_loss(denoised, x_0, scale).mean()
+        by_image = denoising_loss(denoised, x_0, scale)
+        loss = by_image.mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(x_0))
-        return loss
+        return {"loss": loss, "by_image": by_image.detach(), "sigma": sigma}
 
     def denoise_in_training(
         self, batch: dict[str, Any], x: Tensor, sigma: Tensor, draw: torch.Generator
@@ -215,8 +225,18 @@ class CompartmentalizedDiffusion(LightningModule):
         assert self.ema is not None
         self.ema.apply_average()
 
+    def on_validation_start(self) -> None:
+        """Put the running average in place of the raw parameters while callbacks look at the model."""
+        if self.ema is not None:
+            self.ema.swap()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Nothing by itself: callbacks look at the held-out images of each source."""
+
+    def on_validation_end(self) -> None:
+        """Put the raw parameters back, which training goes on with."""
+        if self.ema is not None:
+            self.ema.swap()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the one trained part; warm-up, then constant, then a linear cool-down to a twentieth."""

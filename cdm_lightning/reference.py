@@ -1,5 +1,6 @@
 """The held-out images of each source as metrics see them, kept in a file per source and joined for any subset."""
 
+import errno
 import hashlib
 import operator
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,9 @@ from cdm_lightning.errors import StoreError
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.feature_sums import FeatureSums
 from cdm_lightning.tensor_files import Json, json_text, read_tensors, write_tensors
+
+FEWEST = 2  # images that a metric needs on each side
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,23 @@ def joined(references: Mapping[str, Reference], sources: Iterable[str]) -> Refer
     return Reference(torch.cat([part.features for part in chosen]), reduce(operator.add, (p.sums for p in chosen)))
 
 
+def references_of(folder: Path, held_out: Mapping[str, Tensor], extractor: FeatureExtractor) -> dict[str, Reference]:
+    """Return the reference of every source that has enough held-out images; see `source_reference`."""
+    return {
+        source: source_reference(folder, source, images, extractor)
+        for source, images in held_out.items()
+        if len(images) >= FEWEST
+    }
+
+
 def source_reference(folder: Path, source: str, images: Tensor, extractor: FeatureExtractor) -> Reference:
     """Return the reference of one source; its features are computed once per extractor and set of images.
 
     They are kept in `folder/SOURCE/EXTRACTOR-KEY.safetensors`, KEY being a hash of all that they depend on. So other
     images, weights or transforms never get them; a file that is damaged or from elsewhere is replaced. All of
     `folder/SOURCE` depends on this source alone: who forgets the source, or an image of it, deletes it. The sums are
-    not in the file: they would be 8 dimension^2 bytes, and reading those takes as long as adding the sums up.
+    not in the file: they would be 8 dimension^2 bytes, and reading those takes as long as adding the sums up. Where
+    there is no permission to write, nothing is kept.
 
     Args:
         folder: where references are kept.
@@ -49,8 +63,7 @@ def source_reference(folder: Path, source: str, images: Tensor, extractor: Featu
     features = _kept(path, identity)
     if features is None:
         features = extractor(images)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {"features": features}, identity)
+        _keep(path, features, identity)
     return Reference(features, FeatureSums.of(features))
 
 
@@ -67,6 +80,15 @@ def identity_of(images: Tensor, extractor: FeatureExtractor) -> dict[str, Json]:
 def key_of(identity: Mapping[str, Json]) -> str:
     """Return 12 hex digits that differ where identities do."""
     return hashlib.sha256(json_text(identity).encode()).hexdigest()[:12]
+
+
+def _keep(path: Path, features: Tensor, identity: Mapping[str, Json]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {"features": features}, identity)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
 
 
 def _kept(path: Path, identity: Mapping[str, Json]) -> Tensor | None:

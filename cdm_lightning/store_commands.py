@@ -21,7 +21,7 @@ def listing(store: Store) -> str:
     rows = listing_data(store)
     if not rows:
         return f"{store.path} has no compartment yet: `fit` adds them"
-    return _table([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)])
+    return aligned([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)])
 
 
 def details_data(store: Store, source: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def details_data(store: Store, source: str) -> dict[str, Any]:
 
 def details(store: Store, source: str) -> str:
     """Return what `store show SOURCE` says: a line per entry of `details_data`, with `key.inner` for inner entries."""
-    return _table([(key, _said(value)) for key, value in _flat(details_data(store, source)).items()])
+    return aligned([(key, _said(value)) for key, value in _flat(details_data(store, source)).items()])
 
 
 def _row(store: Store, source: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _said(value: Any) -> str:
     return " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Align columns to the left, two spaces apart, no spaces at the ends of lines."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(

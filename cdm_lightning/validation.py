@@ -31,6 +31,7 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module.begin_composed(phase, public, compartments)
     note_sources(store.runs / "composed", compartments)
     batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
+    recipe.save_config(phase, store.runs / "composed")
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]

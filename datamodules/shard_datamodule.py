@@ -2,10 +2,11 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cdm_lightning.errors import BadInput, UnknownSource
 from datamodules import manifest as manifests
@@ -16,7 +17,7 @@ from datamodules.names import PUBLIC
 from datamodules.overlap import check_apart
 from datamodules.plan import Plan, check_at_least
 from datamodules.publish import mend
-from datamodules.splits import TRAIN, Part, default_split
+from datamodules.splits import HELDOUT, TRAIN, Part, default_split
 from datamodules.stages import decode_batch, decode_sample, keep
 from datamodules.stream import Share, SourceLoader, SourceStream
 from datamodules.verification import all_samples, verify_files
@@ -233,6 +234,16 @@ class ShardDataModule(lightning.LightningDataModule):
             first_batch=self.first_batch,
         )
         return SourceLoader(stream, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the held-out images of the opened source as one batch: {source, image}.
+
+        Raises:
+            ShardError: its shards are not what the manifest or the settings say.
+        """
+        assert self.phase, "open(source) comes before val_dataloader()"
+        batch = {"source": self.phase, "image": self.images(self.phase, HELDOUT)[1]}
+        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
 
     def _share(self) -> Share:
         return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share(0, 1)

@@ -11,7 +11,7 @@ PACKAGES = ("cdm_lightning", "datamodules", "callbacks")
 
 # Highest layer first. A module may import from its own layer and from lower ones. A new module gets its name here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "fit_command", "trainer_checks", "shards_command", "__main__"),
+    ("cli", "fit_command", "trainer_checks", "shards_command", "validate_command", "__main__"),
     ("callbacks",),
     ("fitting", "training", "fit_checks", "card_making", "validation", "recipe", "ranks"),
     ("module",),
@@ -22,10 +22,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "extractors",
         "feature_sums",
         "fidelity",
+        "measurement",
         "metrics",
         "reference",
         "packing",
         "store_commands",
+        "fit_record",
         "source_forms",
     ),
     ("composition", "compartment", "compartments", "sampling", "loss", "schedule", "store", "card", "ledger"),
@@ -50,6 +52,7 @@ MAY_IMPORT_PACKAGES = (
     "fit_command",
     "trainer_checks",
     "shards_command",
+    "validate_command",
 )  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them

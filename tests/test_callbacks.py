@@ -47,7 +47,7 @@ def test_losses_are_logged_by_phase(shown: Path, folder: str, steps: list[int]) 
 
 def test_composed_figures_have_the_number_of_sources_as_step(shown: Path) -> None:
     composed = events(shown / "composed")
-    for tag in ("samples", "attribution/matrix", "attribution/by_sigma"):
+    for tag in ("samples", "attribution/matrix", "attribution/by_sigma", "attribution/by_source"):
         assert [event.step for event in composed.Images(tag)] == [1, 2, 3]
     assert [event.step for event in composed.Scalars("attribution/cross_entropy")] == [1, 2, 3]
     one, *_ = composed.Scalars("attribution/accuracy")
@@ -65,7 +65,7 @@ def test_a_phase_config_names_its_own_source_only(shown: Path) -> None:
 def test_rows_of_images_show_the_grey_levels_they_were_given(tmp_path: Path) -> None:
     rows = {"black": torch.full((4, 1, 8, 8), -1.0), "white": torch.full((4, 1, 8, 8), 1.0)}
     path = tmp_path / "rows.png"
-    image_rows(rows, "two rows").savefig(path)
+    image_rows(rows, "two rows", ["white"]).savefig(path)
     pixels = np.asarray(Image.open(path).convert("L"))
     middle = pixels[:, pixels.shape[1] * 2 // 3]
     assert (middle == 0).sum() > 30

@@ -42,3 +42,17 @@ def test_it_holds_buffers_of_the_trained_part_and_no_parameters() -> None:
     ema = EMA(trained(), decay=0.9)
     assert list(ema.parameters()) == []
     assert set(ema.state_dict()) == {"updates", "average_0", "average_1"}
+
+
+def test_a_swap_shows_the_average_and_a_second_one_changes_no_bit() -> None:
+    layer = nn.Linear(3, 2)
+    ema = EMA(layer, decay=0.9)
+    average = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.normal_(generator=torch.Generator().manual_seed(0))
+    raw = layer.weight.detach().clone()
+    ema.swap()
+    assert torch.equal(layer.weight, average)
+    ema.swap()
+    assert torch.equal(layer.weight, raw)
+    assert torch.equal(ema.get_buffer("average_0"), average)

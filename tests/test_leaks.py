@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from callbacks.sample_grid import SampleGrid
 from cdm_lightning import gaussians, trainer_checks
 from cdm_lightning.backbone import freeze, tensors_sha256
+from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
@@ -76,7 +77,8 @@ class Place:
         module = self.recipe(*TOKENS).module()
         backbone, public = unpack_backbone(*Store.open(self.store).read_backbone())
         module.backbone.load_state_dict(backbone.state_dict())
-        module.begin_source(Phase("source", source, 1, 1), public, None, [])  # type: ignore[arg-type]
+        untrained = Compartment(1, public.closed_form)
+        module.begin_source(Phase("source", source, 1, 1), public, None, untrained)  # type: ignore[arg-type]
         module._trainer = SimpleNamespace(max_steps=6)  # type: ignore[assignment]
         return module
 

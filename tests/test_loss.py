@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cdm_lightning.loss import denoising_loss, draw_sigma
+from cdm_lightning.loss import denoising_loss, draw_sigma, noise_quartile
 
 RANGES = [(0.002, 80.0), (0.002, 1.0), (0.5, 0.6), (5.0, 80.0)]
 
@@ -31,6 +31,15 @@ def test_noise_levels_stay_in_their_range(low: float, high: float) -> None:
     assert sigma.dtype == torch.float32
     assert float(sigma.min()) >= low * (1 - 1e-6)
     assert float(sigma.max()) <= high * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_quartiles_of_the_noise_cut_the_law_into_quarters(low: float, high: float) -> None:
+    """Oracle: the law's own distribution function."""
+    sigma = draw_sigma(400, low, high, torch.Generator().manual_seed(5))
+    first, last = normal_cdf(math.log(low)), normal_cdf(math.log(high))
+    shares = [(normal_cdf(math.log(level)) - first) / (last - first) for level in sigma.tolist()]
+    assert noise_quartile(sigma, low, high).tolist() == [min(int(4 * share), 3) for share in shares]
 
 
 def test_median_is_that_of_the_paper() -> None:
