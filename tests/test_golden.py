@@ -22,10 +22,12 @@ def losses(place: Path, options: tuple[str, ...]) -> dict[str, list[float]]:
     seen: dict[str, list[float]] = {}
     original = CompartmentalizedDiffusion.training_step
 
-    def noting(module: CompartmentalizedDiffusion, batch: dict[str, list[str]], batch_idx: int) -> torch.Tensor:
-        loss = original(module, batch, batch_idx)
-        seen.setdefault(module.phase.source, []).append(round(float(loss.detach()), 6))
-        return loss
+    def noting(
+        module: CompartmentalizedDiffusion, batch: dict[str, list[str]], batch_idx: int
+    ) -> dict[str, torch.Tensor]:
+        outputs = original(module, batch, batch_idx)
+        seen.setdefault(module.phase.source, []).append(round(float(outputs["loss"].detach()), 6))
+        return outputs
 
     quiet = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.sources", "[digit4]")
     where = ("--data.root", str(place / "shards"), "--store", str(place / "store"))

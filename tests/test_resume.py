@@ -38,7 +38,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let training end at the beginning of a step, before that step changes anything; return the steps begun."""
     original, begun = CompartmentalizedDiffusion.training_step, []
 
-    def killed(module: CompartmentalizedDiffusion, batch: dict[str, object], batch_idx: int) -> torch.Tensor:
+    def killed(module: CompartmentalizedDiffusion, batch: dict[str, object], batch_idx: int) -> dict[str, torch.Tensor]:
         if module.global_step == step:
             raise Killed
         begun.append(module.global_step)
