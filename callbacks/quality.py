@@ -12,6 +12,7 @@ from cdm_lightning.fidelity import fidelity
 from cdm_lightning.generation import Settings
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.reference import Reference, joined, source_reference
+from cdm_lightning.sampling import Method
 
 FEWEST = 2
 
@@ -24,11 +25,15 @@ class Quality(HeldOut):
         n: sampled images.
         references: folder where the features of each source's held-out images are kept.
         steps: sampler steps.
+        sampler: its name.
     """
 
-    def __init__(self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18, sampler: Method = "heun"
+    ) -> None:
         super().__init__()
         self.extractor, self.n, self.references, self.steps = extractor, n, references, steps
+        self.sampler = sampler
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the composed model's scores, and those of the newest source alone; the step is the number of sources."""
@@ -55,5 +60,5 @@ class Quality(HeldOut):
     ) -> dict[str, float]:
         """Return the scores of n images of the same noise in every validation."""
         seed, device = module.hparams["seed"], str(module.device)
-        settings = Settings(n=self.n, seed=seed, steps=self.steps, device=device)
+        settings = Settings(n=self.n, seed=seed, sampler=self.sampler, steps=self.steps, device=device)
         return fidelity(composed, reference, self.extractor, module.public.closed_form.shape, settings)

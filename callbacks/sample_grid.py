@@ -10,7 +10,7 @@ from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
 from cdm_lightning.generation import Batch, Settings, sample_batch
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.sampling import OnStep
+from cdm_lightning.sampling import Method, OnStep
 
 IMAGES = 8
 PATHS = 4
@@ -23,10 +23,11 @@ class SampleGrid(Callback):
 
     Args:
         steps: sampler steps.
+        sampler: its name.
     """
 
-    def __init__(self, steps: int = 18) -> None:
-        self.steps = steps
+    def __init__(self, steps: int = 18, sampler: Method = "heun") -> None:
+        self.steps, self.sampler = steps, sampler
         self._rows: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,7 +46,7 @@ class SampleGrid(Callback):
         batch = self._sample(composed, pl_module, observe)
         path = torch.stack([*states, batch.images[:PATHS]], dim=1)
         rows = {"composed": batch.images} | {source: self._rows[source] for source in composed.sources}
-        title = f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column"
+        title = f"{composed.strategy}, {self.sampler} {self.steps} steps, the same noise in each column"
         step = len(composed.sources)
         log_figure(trainer, "samples", image_rows(rows, title), step)
         sigmas = [sigma for sigma, _ in batch.trajectory]
@@ -56,5 +57,6 @@ class SampleGrid(Callback):
     def _sample(
         self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion, observe: OnStep | None = None
     ) -> Batch:
-        settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
+        seed, device = module.hparams["seed"], str(module.device)
+        settings = Settings(seed=seed, sampler=self.sampler, steps=self.steps, device=device)
         return sample_batch(composed, module.public.closed_form.shape, range(IMAGES), settings, observe)

@@ -15,6 +15,7 @@ from cdm_lightning.extractors import open_extractor
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
+from cdm_lightning.sampling import Method
 from cdm_lightning.trainer_checks import check_trainer
 from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
@@ -35,11 +36,11 @@ class Sampler:
     """How validation samples.
 
     Args:
-        name: the sampler.
+        name: `heun` evaluates the model twice a step; `dpmpp_2m` and `ancestral` once.
         steps: sampler steps.
     """
 
-    name: Literal["heun"] = "heun"
+    name: Method = "heun"
     steps: int = 18
 
 
@@ -95,12 +96,14 @@ def fit_parser() -> Parser:
 
 def composed_callbacks(config: Namespace) -> list[Callback]:
     """Return what watches the composed model; the same objects for every validation of a fit."""
-    runs, steps = Path(config.store) / "runs", config.sampler.steps
-    watching: list[Callback] = [SampleGrid(steps), Attribution(), Forgetting(runs / "composed" / "forgetting.json")]
+    runs, steps, name = Path(config.store) / "runs", config.sampler.steps, config.sampler.name
+    forgetting = Forgetting(runs / "composed" / "forgetting.json")
+    watching: list[Callback] = [SampleGrid(steps, name), Attribution(), forgetting]
     metrics = Metrics(**vars(config.metrics))
     if metrics.extractor != "none":
         weights = None if metrics.inception is None else Path(metrics.inception)
-        watching.append(Quality(open_extractor(metrics.extractor, weights), metrics.n, runs / "sources", steps))
+        extractor = open_extractor(metrics.extractor, weights)
+        watching.append(Quality(extractor, metrics.n, runs / "sources", steps, name))
     return watching
 
 
