@@ -18,7 +18,7 @@ help: ## Show this text
 setup: $(STAMP) ## Make .venv and install the project into it (TORCH_ARGS="..." for PyTorch's own options of pip)
 
 test: $(STAMP) ## Run the tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 demo: $(STAMP) ## Fit a store of handwritten digits, one compartment per digit, and sample from all of them
 	@# Images of 8x8 pixels are too small for several threads to help.

@@ -14,6 +14,7 @@ from cdm_lightning.generation import Settings
 from cdm_lightning.metrics import score_name
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.reference import Reference, references_of
+from cdm_lightning.sampling import Method
 
 
 class Quality(HeldOut):
@@ -27,11 +28,15 @@ class Quality(HeldOut):
         n: sampled images.
         references: folder where the features of each source's held-out images are kept.
         steps: sampler steps.
+        sampler: its name.
     """
 
-    def __init__(self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, n: int, references: Path, steps: int = 18, sampler: Method = "heun"
+    ) -> None:
         super().__init__()
         self.extractor, self.n, self.references, self.steps = extractor, n, references, steps
+        self.sampler = sampler
 
     def name(self, metric: str) -> str:
         """Return the full name of a metric, with n and the extractor."""
@@ -53,7 +58,7 @@ class Quality(HeldOut):
     ) -> dict[str, float] | None:
         """Return the scores of n images of the same noise in every validation; None without references."""
         seed, device = module.hparams["seed"], str(module.device)
-        settings = Settings(n=self.n, seed=seed, steps=self.steps, device=device)
+        settings = Settings(n=self.n, seed=seed, sampler=self.sampler, steps=self.steps, device=device)
         return composed_fidelity(composed, references, self.extractor, module.public.closed_form.shape, settings)
 
     def _log(self, trainer: Trainer, group: str, values: Mapping[str, float] | None, step: int) -> None:

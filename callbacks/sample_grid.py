@@ -11,7 +11,7 @@ from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
 from cdm_lightning.generation import Batch, Settings, sample_batch
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.sampling import OnStep
+from cdm_lightning.sampling import Method, OnStep
 
 IMAGES = 8
 PATHS = 4
@@ -24,10 +24,11 @@ class SampleGrid(Callback):
 
     Args:
         steps: sampler steps.
+        sampler: its name.
     """
 
-    def __init__(self, steps: int = 18) -> None:
-        self.steps = steps
+    def __init__(self, steps: int = 18, sampler: Method = "heun") -> None:
+        self.steps, self.sampler = steps, sampler
         self._rows: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,7 +43,7 @@ class SampleGrid(Callback):
 
         batch = self._sample(composed, pl_module, observe)
         rows = {"composed": batch.images} | self._alone(composed, pl_module) if finished else {}
-        title = f"{composed.strategy}, Heun {self.steps} steps, the same noise in each column"
+        title = f"{composed.strategy}, {self.sampler} {self.steps} steps, the same noise in each column"
         figure = image_rows(rows or {pl_module.phase.source: batch.images}, title, composed.sources)
         log_figure(trainer, "samples", figure, step)
         sigmas = [sigma for sigma, _ in batch.trajectory]
@@ -63,5 +64,6 @@ class SampleGrid(Callback):
     def _sample(
         self, composed: ComposedDenoiser, module: CompartmentalizedDiffusion, observe: OnStep | None = None
     ) -> Batch:
-        settings = Settings(seed=module.hparams["seed"], steps=self.steps, device=str(module.device))
+        seed, device = module.hparams["seed"], str(module.device)
+        settings = Settings(seed=seed, sampler=self.sampler, steps=self.steps, device=device)
         return sample_batch(composed, module.public.closed_form.shape, range(IMAGES), settings, observe)

@@ -1,5 +1,6 @@
 """D(x; sigma) = sum_i w_i(x; sigma) D_i(x; sigma): weights, strategies, and the state of one trajectory."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -145,10 +146,12 @@ class Trajectory:
 
     Attributes:
         drawn: [batch] index of the source that each image follows, or None where none was drawn (yet).
+        jump: the first step that starts at this level or below goes on with another denoiser: the switch of `routed`.
     """
 
     def __init__(self, composed: ComposedDenoiser, seed: int, indices: Sequence[int]) -> None:
         self.composed = composed
+        self.jump = composed.sigma_switch if composed.strategy == "routed" else math.inf
         draws = [torch.rand((), generator=g, dtype=torch.float64) for g in image_generators(seed, indices, "source")]
         self._uniform = torch.stack(draws)
         self.drawn: Tensor | None = None

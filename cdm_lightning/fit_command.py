@@ -15,6 +15,7 @@ from cdm_lightning.extractors import open_extractor
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
+from cdm_lightning.sampling import Method
 from cdm_lightning.trainer_checks import check_trainer
 from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
@@ -35,11 +36,11 @@ class Sampler:
     """How validation samples.
 
     Args:
-        name: the sampler.
+        name: `heun` evaluates the model twice a step; `dpmpp_2m` and `ancestral` once.
         steps: sampler steps.
     """
 
-    name: Literal["heun"] = "heun"
+    name: Method = "heun"
     steps: int = 18
 
 
@@ -104,7 +105,8 @@ def quality_of(config: Namespace) -> list[Quality]:
     if metrics.extractor == "none":
         return []
     extractor = open_extractor(metrics.extractor, None if metrics.inception is None else Path(metrics.inception))
-    return [Quality(extractor, metrics.n, Path(config.store) / "runs" / "sources", config.sampler.steps)]
+    sampled = (metrics.n, Path(config.store) / "runs" / "sources", config.sampler.steps, config.sampler.name)
+    return [Quality(extractor, *sampled)]
 
 
 class ConfiguredRecipe:
@@ -114,7 +116,12 @@ class ConfiguredRecipe:
         self.parser, self.config = parser, config
         self.quality = quality_of(config)
         history = Path(config.store) / "runs" / "composed" / "forgetting.json"
-        self.watching = [SampleGrid(config.sampler.steps), Attribution(), Forgetting(history), *self.quality]
+        self.watching = [
+            SampleGrid(config.sampler.steps, config.sampler.name),
+            Attribution(),
+            Forgetting(history),
+            *self.quality,
+        ]
         check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
@@ -149,7 +156,7 @@ class ConfiguredRecipe:
             own = [Dashboard(self.quality)]
             settings |= self._measuring()
             if settings["limit_val_batches"]:
-                own += [SampleGrid(self.config.sampler.steps), *self.quality]
+                own += [SampleGrid(self.config.sampler.steps, self.config.sampler.name), *self.quality]
             if settings["log_every_n_steps"]:
                 own.append(TrainingMonitor(settings["log_every_n_steps"]))  # after what takes its time in a validation
             if settings["enable_progress_bar"] is not False:

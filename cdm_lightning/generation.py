@@ -16,7 +16,7 @@ from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import encode_png, to_uint8
 from cdm_lightning.packing import open_compartments
-from cdm_lightning.sampling import Churn, OnStep, karras_sigmas, sample
+from cdm_lightning.sampling import Churn, Method, OnStep, karras_sigmas, sample
 from cdm_lightning.seeding import image_generators, normal
 from cdm_lightning.store import Store
 
@@ -32,9 +32,9 @@ class Settings:
         label: a class label, for images of this class only; the store needs compartments with class labels.
         seed: the noise of image k is a function of (seed, k) alone.
         strategy: how sources are composed: `routed`, `assign`, `draft`, `posterior` or `uniform`.
-        sampler: the sampler.
+        sampler: `heun` evaluates D twice a step; `dpmpp_2m` (DPM-Solver++) and `ancestral` (with noise) once.
         steps: sampler steps, at least 2.
-        churn: noise added and removed again along the way (Karras et al. 2022, S_churn); 0 is deterministic.
+        churn: noise that `heun` adds and removes again on the way (Karras et al. 2022, S_churn); 0 is deterministic.
         sigma_switch: above this noise level every denoiser is a closed form; by default the store's own.
         batch_size: images sampled at a time.
         device: where to compute.
@@ -44,7 +44,7 @@ class Settings:
     label: str | None = None
     seed: int = 0
     strategy: Strategy = "routed"
-    sampler: Literal["heun"] = "heun"
+    sampler: Method = "heun"
     steps: int = 18
     churn: float = 0.0
     sigma_switch: float | Literal["inf"] | None = None
@@ -55,6 +55,8 @@ class Settings:
         for name, least in (("n", 1), ("steps", 2), ("batch_size", 1), ("churn", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"--{name} is {getattr(self, name)}; expected at least {least}")
+        if self.churn > 0 and self.sampler != "heun":
+            raise BadInput(f"--churn is {self.churn}, but --sampler {self.sampler} has no churn; only heun has")
         if self.sigma_switch is not None and not float(self.sigma_switch) > SIGMA_MIN:
             raise BadInput(f"--sigma_switch is {self.sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -110,9 +112,11 @@ def sample_batch(
             trajectory,
             noise,
             karras_sigmas(settings.steps, SIGMA_MIN, SIGMA_MAX, through=composed.sigma_switch),
+            method=settings.sampler,
             generator=image_generators(settings.seed, indices, "churn"),
             on_step=on_step,
             churn=Churn(settings.churn),
+            jump=trajectory.jump,
         )
     drawn = None if trajectory.drawn is None else [composed.sources[i] for i in trajectory.drawn.tolist()]
     return Batch(images, drawn, course)

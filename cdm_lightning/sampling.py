@@ -1,16 +1,20 @@
 """Samplers over a callable `denoise(x, sigma)`; they know nothing else, so composition needs no change here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cdm_lightning.seeding import normal
+from cdm_lightning.solvers import Denoise, Generators, Multistep, ancestral_step, heun_step, levels
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Method = Literal["heun", "dpmpp_2m", "ancestral"]
 OnStep = Callable[[Tensor, Tensor], None]
+Step = Callable[[Denoise, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,51 +57,63 @@ def sample(
     noise: Tensor,
     sigmas: Tensor,
     *,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    method: Method = "heun",
+    generator: Generators | None = None,
     on_step: OnStep | None = None,
     churn: Churn | None = None,
+    jump: float = math.inf,
 ) -> Tensor:
-    """Heun sampler (Karras et al. 2022, Algorithm 2): two evaluations a step, one in the step that ends at 0.
+    """Follow a trajectory from noise to image; see `cdm_lightning.solvers` for the step of each method.
 
     Args:
         denoise: D(x, sigma) with x [batch, ...] and sigma [batch].
         noise: standard normal numbers [batch, ...]; the trajectory starts at noise * sigmas[0].
         sigmas: falling noise levels; the trajectory ends at the last one.
-        generator: draws the churn's noise; one for all, or one per image.
+        method: `heun`: two evaluations of D a step, one in the step that ends at 0. `dpmpp_2m`: DPM-Solver++(2M), and
+            `ancestral`, which adds noise in every step: one evaluation a step.
+        generator: draws the noise of the churn or of `ancestral`; one for all, or one per image.
         on_step: called at the start of every step with x [batch, ...] and its level sigma [batch].
-        churn: none is the deterministic sampler.
+        churn: of `heun`; none is the deterministic sampler.
+        jump: a level: from the first step that starts there or below, `denoise` is another function. `dpmpp_2m` then
+            forgets its values of the former one.
 
     Raises:
-        ValueError: there is churn, but no generator.
+        ValueError: unknown method, churn with another method than `heun`, or noise without a generator.
 
     Returns:
         x at the last level, in the dtype of `noise`; at level 0 the sample in [-1, 1], not clipped.
     """
-    if churn is not None and churn.amount > 0 and generator is None:
-        raise ValueError("churn needs a generator")
+    step = _step_of(method, generator, churn, len(sigmas) - 1, jump)
     x = noise * float(sigmas[0])
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         if on_step is not None:
-            on_step(x, _levels(sigma, x))
-        if churn is not None and churn.amount > 0 and generator is not None:
-            raised = churn.raised(sigma, len(sigmas) - 1)
-            x = x + float((raised**2 - sigma**2).sqrt()) * churn.noise * normal(x.shape, generator, x.device)
-            sigma = raised
-        x = heun_step(denoise, x, sigma, sigma_next)
+            on_step(x, levels(sigma, x))
+        x = step(denoise, x, sigma, sigma_next)
     return x
 
 
-def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """Follow dx/dsigma = (x - D) / sigma from `sigma` to `sigma_next` (scalars) with the trapezoidal rule."""
-    slope = (x - denoise(x, _levels(sigma, x))) / float(sigma)
-    step = float(sigma_next - sigma)
-    euler = x + step * slope
-    if sigma_next == 0:
-        return euler
-    slope_next = (euler - denoise(euler, _levels(sigma_next, x))) / float(sigma_next)
-    return x + step * 0.5 * (slope + slope_next)
+def _step_of(method: Method, generator: Generators | None, churn: Churn | None, steps: int, jump: float) -> Step:
+    """Return what makes each of the `steps` steps of one trajectory."""
+    churn = None if churn is None or churn.amount <= 0 else churn
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method '{method}'; expected one of {get_args(Method)}")
+    if churn is not None and method != "heun":
+        raise ValueError(f"churn is of heun alone, not of {method}")
+    if method == "dpmpp_2m":
+        return Multistep(jump).step
+    if method == "heun" and churn is None:
+        return heun_step
+    if generator is None:
+        raise ValueError(f"{'ancestral' if churn is None else 'churn'} needs a generator")
+    if churn is None:
+        return partial(ancestral_step, generator=generator)
+    return partial(_churned_heun_step, churn=churn, steps=steps, generator=generator)
 
 
-def _levels(sigma: Tensor, x: Tensor) -> Tensor:
-    """Return one level per image of x: [batch], in the dtype of x."""
-    return torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
+def _churned_heun_step(
+    denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, *, churn: Churn, steps: int, generator: Generators
+) -> Tensor:
+    """Raise the noise, then follow the ODE from there (Karras et al. 2022, Algorithm 2)."""
+    raised = churn.raised(sigma, steps)
+    x = x + float((raised**2 - sigma**2).sqrt()) * churn.noise * normal(x.shape, generator, x.device)
+    return heun_step(denoise, x, raised, sigma_next)

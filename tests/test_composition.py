@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cdm_lightning.composition import ComposedDenoiser, Strategy, mixture_weight
 from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.sampling import karras_sigmas, sample
+from cdm_lightning.sampling import Method, karras_sigmas, sample
 
 SHAPE = (2, 1, 1)
 SIGMAS = [0.01, 0.1, 0.5, 2.0, 10.0, 80.0]
@@ -302,10 +303,19 @@ def plane(strategy: Strategy, sources: list[str] | None = None, sigma_switch: fl
     )
 
 
-def sampled(strategy: Strategy, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def sampled(
+    strategy: Strategy, n: int, seed: int, method: Method = "heun", steps: int = 24
+) -> tuple[Tensor, Tensor | None]:
     trajectory = plane(strategy).start(seed, range(n))
-    noise = torch.randn(n, *SHAPE, generator=generator(seed), dtype=torch.float64)
-    x_0 = sample(trajectory, noise, karras_sigmas(24, through=1.0), on_step=trajectory.on_step)
+    x_0 = sample(
+        trajectory,
+        torch.randn(n, *SHAPE, generator=generator(seed), dtype=torch.float64),
+        karras_sigmas(steps, through=1.0),
+        method=method,
+        generator=generator(seed + 1),
+        on_step=trajectory.on_step,
+        jump=trajectory.jump,
+    )
     return x_0.flatten(1), trajectory.drawn
 
 
@@ -339,6 +349,11 @@ def test_strategies_have_the_law_of_the_mixture(strategy: Strategy) -> None:
     assert energy_p_value(sampled(strategy, 400, seed=1)[0], drawn_directly(400, seed=2)) > 0.01
 
 
+@pytest.mark.parametrize(("method", "steps"), [("dpmpp_2m", 24), ("ancestral", 200)])
+def test_routed_has_the_law_of_the_mixture_under_every_sampler(method: Method, steps: int) -> None:
+    assert energy_p_value(sampled("routed", 400, 1, method, steps)[0], drawn_directly(400, seed=2)) > 0.01
+
+
 def test_routed_and_assign_have_one_law() -> None:
     assert energy_p_value(sampled("routed", 400, seed=3)[0], sampled("assign", 400, seed=4)[0]) > 0.01
 
@@ -368,8 +383,9 @@ def test_assigned_sources_have_the_proportions_of_the_prior() -> None:
     assert_proportions(drawn, list(PRIOR.values()))
 
 
-def test_routed_sources_have_the_proportions_of_the_prior() -> None:
-    drawn = sampled("routed", 2000, seed=5)[1]
+@pytest.mark.parametrize("method", get_args(Method))
+def test_routed_sources_have_the_proportions_of_the_prior(method: Method) -> None:
+    drawn = sampled("routed", 2000, 5, method)[1]
     assert drawn is not None
     assert_proportions(drawn, list(PRIOR.values()))
 
@@ -403,6 +419,43 @@ def test_a_draw_depends_on_seed_and_index_alone(strategy: Strategy) -> None:
     assert draws(1, list(range(40))) != together
     torch.manual_seed(5)
     assert draws(0, list(range(40))) == together
+
+
+@pytest.mark.parametrize("switch", [0.7, 2.0, math.inf])
+def test_the_jump_of_a_trajectory_is_the_level_where_it_draws(switch: float) -> None:
+    composed, drawn = plane("routed", sigma_switch=switch), []
+    trajectory = composed.start(0, range(4))
+    for level in karras_sigmas(12, through=composed.sigma_switch)[:-1]:
+        trajectory.on_step(torch.zeros(4, *SHAPE), level.expand(4))
+        drawn += [] if trajectory.drawn is None else [float(level)]
+    assert drawn[0] == min(trajectory.jump, 80.0)
+
+
+@pytest.mark.parametrize("strategy", ["assign", "posterior", "uniform"])
+def test_a_trajectory_without_a_draw_on_its_way_has_no_jump(strategy: Strategy) -> None:
+    assert plane(strategy).start(0, [0]).jump == math.inf
+
+
+def test_a_draw_takes_nothing_along_from_the_mixture_above_it() -> None:
+    """Where `dpmpp_2m` extrapolates from the mixture to the source, its end is far from that of small steps."""
+    noise = torch.randn(200, *SHAPE, generator=generator(0), dtype=torch.float64)
+
+    def run(steps: int, carried: bool) -> tuple[Tensor, Tensor]:
+        trajectory = plane("routed").start(0, range(200))
+        jump = math.inf if carried else trajectory.jump
+        grid, on_step = karras_sigmas(steps, through=1.0), trajectory.on_step
+        x_0 = sample(trajectory, noise, grid, method="dpmpp_2m", on_step=on_step, jump=jump)
+        assert trajectory.drawn is not None
+        return x_0, trajectory.drawn
+
+    fine, drawn = run(500, carried=False)
+
+    def error(carried: bool) -> float:
+        x_0, followed = run(71, carried)
+        return float((x_0 - fine)[followed == drawn].square().mean())
+
+    assert error(carried=False) < 1e-4
+    assert error(carried=True) > 10 * error(carried=False)
 
 
 def test_samples_do_not_depend_on_their_batch() -> None:

@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cdm_lightning import tensor_files
+from cdm_lightning import generation, tensor_files
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import unpack_backbone
+from cdm_lightning.solvers import Denoise
 from cdm_lightning.store import Store
 from cdm_lightning.training import train
 from tests.conftest import Fit
@@ -279,3 +281,20 @@ def test_bfloat16_trains_weights_in_single_precision(kind: str, store: Path, fit
     assert (single - half).norm() / single.norm() < 0.05
     shared = [name for name in prompts[0] if name not in own]
     assert all(torch.equal(prompts[0][name], prompts[1][name]) for name in shared), "closed forms are never rounded"
+
+
+def test_validation_samples_as_the_configuration_says(
+    fit: Fit, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[int, str, int]] = set()
+    original = generation.sample
+
+    def noting(denoise: Denoise, noise: torch.Tensor, sigmas: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.add((len(noise), options["method"], len(sigmas) - 1))
+        return original(denoise, noise, sigmas, **options)
+
+    monkeypatch.setattr(generation, "sample", noting)
+    shutil.copytree(store, tmp_path / "store")
+    sampler = ("--sampler.name", "dpmpp_2m", "--sampler.steps", "5")
+    assert fit(tmp_path / "store", "[digit3]", *sampler, "--metrics.extractor", "effnet-lite0", "--metrics.n", "5") == 0
+    assert seen == {(8, "dpmpp_2m", 5), (5, "dpmpp_2m", 5)}, "samples to look at, and to measure"

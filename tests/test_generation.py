@@ -1,6 +1,7 @@
 """`sample`, by command line: pictures, credits, and noise that belongs to the image, not to its batch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from PIL import Image
 
 from cdm_lightning.cli import main
 from cdm_lightning.composition import Strategy
-from cdm_lightning.generation import grid
+from cdm_lightning.generation import Settings, grid, sample_batch
+from cdm_lightning.packing import open_compartments
+from cdm_lightning.sampling import karras_sigmas, sample
+from cdm_lightning.seeding import image_generators, normal
+from cdm_lightning.store import Store
 
 
 def run(store: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -23,9 +28,20 @@ def pictures(out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(out.glob("[0-9]*.png"))])
 
 
-@pytest.mark.parametrize("strategy", ["routed", "assign", "draft", "posterior", "uniform"])
-def test_batches_do_not_matter(strategy: Strategy, store: Path, tmp_path: Path) -> None:
-    options = ("--sources", "all", "--n", "64", "--steps", "6", "--churn", "2", "--strategy", strategy)
+@pytest.mark.parametrize(
+    ("strategy", "sampling"),
+    [
+        ("routed", ("--churn", "2")),
+        ("assign", ("--churn", "2")),
+        ("draft", ("--churn", "2")),
+        ("posterior", ("--churn", "2")),
+        ("uniform", ("--churn", "2")),
+        ("routed", ("--sampler", "dpmpp_2m")),
+        ("routed", ("--sampler", "ancestral")),
+    ],
+)
+def test_batches_do_not_matter(strategy: Strategy, sampling: tuple[str, str], store: Path, tmp_path: Path) -> None:
+    options = ("--sources", "all", "--n", "64", "--steps", "6", *sampling, "--strategy", strategy)
     one = run(store, tmp_path / "one", *options, "--batch_size", "1")
     many = run(store, tmp_path / "many", *options, "--batch_size", "64")
     difference = np.abs(pictures(tmp_path / "one") - pictures(tmp_path / "many"))
@@ -47,14 +63,35 @@ def test_credits_are_what_the_format_says(store: Path, tmp_path: Path) -> None:
         assert all(sum(weights.values()) == pytest.approx(1, abs=1e-5) for _, weights in image["trajectory"])
 
 
-def test_the_switch_saves_network_evaluations(store: Path, tmp_path: Path) -> None:
-    options = ("--sources", "all", "--n", "2", "--steps", "18")
+@pytest.mark.parametrize(("sampler", "a_step", "saved"), [("heun", 2, 1), ("dpmpp_2m", 1, 0), ("ancestral", 1, 0)])
+def test_the_switch_saves_network_evaluations(
+    sampler: str, a_step: int, saved: int, store: Path, tmp_path: Path
+) -> None:
+    options = ("--sources", "all", "--n", "2", "--steps", "18", "--sampler", sampler)
     routed = run(store, tmp_path / "routed", *options)
     without = run(store, tmp_path / "without", *options, "--sigma_switch", "inf")
-    assert without["network_evaluations_per_image"] == 35
+    assert routed["sampler"] == without["sampler"] == sampler
+    assert without["network_evaluations_per_image"] == a_step * 18 - saved
     below = sum(sigma < 1 for sigma, _ in routed["images"][0]["trajectory"])
-    assert routed["network_evaluations_per_image"] == 2 * below
-    assert routed["network_evaluations_per_image"] < 20
+    assert routed["network_evaluations_per_image"] == a_step * below
+    assert below < 10
+
+
+@pytest.mark.parametrize("strategy", ["routed", "assign"])
+def test_dpmpp_2m_starts_anew_where_routed_draws(strategy: Strategy, store: Path) -> None:
+    compartments = open_compartments(Store.open(store), "all", sigma_switch=None, device="cpu")
+    composed, indices = compartments.composed(strategy), range(4)
+    found = sample_batch(composed, (1, 8, 8), indices, Settings(strategy=strategy, sampler="dpmpp_2m", steps=7))
+
+    def by_hand(jump: float) -> torch.Tensor:
+        trajectory = composed.start(0, indices)
+        noise = normal((4, 1, 8, 8), image_generators(0, indices, "noise"))
+        grid = karras_sigmas(7, through=composed.sigma_switch)
+        return sample(trajectory, noise, grid, method="dpmpp_2m", on_step=trajectory.on_step, jump=jump)
+
+    with torch.inference_mode():
+        assert torch.equal(found.images, by_hand(composed.sigma_switch)) == (strategy == "routed")
+        assert torch.equal(found.images, by_hand(math.inf)) == (strategy == "assign")
 
 
 def test_one_source_is_its_own_credit_and_its_own_sample(store: Path, tmp_path: Path) -> None:
@@ -97,6 +134,10 @@ def test_grid_lays_images_out_row_by_row() -> None:
         (("--sources", "[]"), "no source chosen"),
         (("--sources", "all", "--n", "0"), "--n is 0; expected at least 1"),
         (("--sources", "all", "--steps", "1"), "--steps is 1; expected at least 2"),
+        (
+            ("--sources", "all", "--sampler", "ancestral", "--churn", "2"),
+            "--churn is 2.0, but --sampler ancestral has no churn; only heun has",
+        ),
     ],
 )
 def test_bad_input(

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.sampling import Churn, heun_step, karras_sigmas, sample
+from cdm_lightning.sampling import Churn, Method, karras_sigmas, sample
 from cdm_lightning.seeding import image_generators
+from cdm_lightning.solvers import heun_step
 
+DETERMINISTIC: tuple[Method, ...] = ("heun", "dpmpp_2m")
+ALL: tuple[Method, ...] = (*DETERMINISTIC, "ancestral")
 SHAPE = (3, 1, 1)
 VARIANCE = torch.tensor([2.0, 0.25, 0.01], dtype=torch.float64)
 MEAN = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
@@ -40,23 +43,25 @@ def solution(noise: Tensor, first: float, last: float) -> Tensor:
     return mean + (noise * first - mean) * ((last**2 + variance) / (first**2 + variance)).sqrt()
 
 
-def error(steps: int) -> float:
+def error(steps: int, method: Method) -> float:
     noise, grid = noise_of(20), karras_sigmas(steps)[:-1]
-    x = sample(gaussian_source().denoise, noise, grid)
+    x = sample(gaussian_source().denoise, noise, grid, method=method)
     return float((x - solution(noise, 80.0, float(grid[-1]))).square().mean().sqrt())
 
 
-def test_heun_converges_at_second_order() -> None:
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_the_ode_is_solved_at_second_order(method: Method) -> None:
     steps = (32, 64, 128, 256)
-    errors = [error(count) for count in steps]
+    errors = [error(count, method) for count in steps]
     slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
     assert all(1.85 < slope < 2.15 for slope in slopes), slopes
     assert errors[-1] < 1e-3
 
 
-def test_sample_ends_at_the_clean_solution() -> None:
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_sample_ends_at_the_clean_solution(method: Method) -> None:
     noise = noise_of(20)
-    x_0 = sample(gaussian_source().denoise, noise, karras_sigmas(256))
+    x_0 = sample(gaussian_source().denoise, noise, karras_sigmas(256), method=method)
     torch.testing.assert_close(x_0, solution(noise, 80.0, 0.0), rtol=0, atol=2e-3)
 
 
@@ -71,35 +76,40 @@ def test_heun_step_is_the_trapezoidal_rule() -> None:
     torch.testing.assert_close(final, x - 0.5 * 1.5, rtol=0, atol=1e-14)
 
 
-def test_denoiser_is_called_twice_a_step_and_once_in_the_last() -> None:
-    seen: list[float] = []
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_denoiser_is_called_twice_a_step_by_heun_and_once_by_others_and_in_the_last(
+    method: Method, dtype: torch.dtype
+) -> None:
+    seen: list[Tensor] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        assert sigma.shape == (len(x),)
-        assert sigma.dtype == x.dtype
-        seen.append(float(sigma[0]))
-        return torch.zeros_like(x)
+        assert x.shape == (3, *SHAPE)
+        assert x.dtype == sigma.dtype == dtype
+        seen.append(sigma)
+        return torch.full_like(x, 0.5)
 
-    grid = karras_sigmas(4)
-    x = sample(denoise, torch.ones(3, *SHAPE), grid)
+    grid, generator = karras_sigmas(4), torch.Generator()
+    x = sample(denoise, torch.ones(3, *SHAPE, dtype=dtype), grid, method=method, generator=generator)
     pairs = [level for both in zip(grid[:-1], grid[1:], strict=True) for level in both]
-    assert seen == pytest.approx([float(level) for level in pairs[:-1]], rel=1e-6)
-    assert torch.equal(x, torch.zeros_like(x))
-    assert x.dtype == torch.float32
+    levels = torch.stack(pairs[:-1] if method == "heun" else list(grid[:-1])).to(dtype)
+    assert torch.equal(torch.stack(seen), levels[:, None].expand(-1, 3))
+    torch.testing.assert_close(x, torch.full_like(x, 0.5))
 
 
-def test_on_step_sees_x_at_every_level_that_begins_a_step() -> None:
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_on_step_sees_x_at_every_level_that_begins_a_step(method: Method) -> None:
     noise, grid, seen = noise_of(6), karras_sigmas(12), []
 
     def on_step(x: Tensor, sigma: Tensor) -> None:
         seen.append((x.clone(), sigma))
 
-    sample(gaussian_source().denoise, noise, grid, on_step=on_step)
+    sample(gaussian_source().denoise, noise, grid, method=method, on_step=on_step)
     assert torch.equal(torch.stack([sigma[0] for _, sigma in seen]), grid[:-1])
     assert all(sigma.shape == (6,) for _, sigma in seen)
     assert torch.equal(seen[0][0], noise * 80.0)
     for k in (3, 7):  # x is where a sampler that stops there would be
-        torch.testing.assert_close(seen[k][0], sample(gaussian_source().denoise, noise, grid[: k + 1]))
+        torch.testing.assert_close(seen[k][0], sample(gaussian_source().denoise, noise, grid[: k + 1], method=method))
 
 
 def test_karras_grid_is_the_papers() -> None:
@@ -194,13 +204,58 @@ def test_churn_raises_only_levels_in_its_range_and_at_most_by_root_two() -> None
     assert float(churn.raised(torch.tensor(1.0), 1000)) == pytest.approx(1.1)
 
 
-def test_an_image_does_not_depend_on_its_batch() -> None:
-    source, noise, grid, churn = gaussian_source(), noise_of(8), karras_sigmas(18), Churn(20.0)
+@pytest.mark.parametrize(
+    ("method", "churn"), [("heun", None), ("heun", Churn(20.0)), ("dpmpp_2m", None), ("ancestral", None)]
+)
+def test_an_image_does_not_depend_on_its_batch(method: Method, churn: Churn | None) -> None:
+    source, noise, grid = gaussian_source(), noise_of(8), karras_sigmas(18)
 
     def run(indices: list[int]) -> Tensor:
         generators = image_generators(0, indices, "churn")
-        return sample(source.denoise, noise[indices], grid, generator=generators, churn=churn)
+        return sample(source.denoise, noise[indices], grid, method=method, generator=generators, churn=churn)
 
     together = run(list(range(8)))
     torch.testing.assert_close(torch.cat([run([k]) for k in range(8)]), together, rtol=0, atol=1e-11)
     torch.testing.assert_close(run([5, 2]), together[[5, 2]], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_a_deterministic_sampler_draws_nothing(method: Method) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, everywhere = generator.get_state(), torch.get_rng_state()
+    sample(gaussian_source().denoise, noise_of(2), karras_sigmas(5), method=method, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(torch.get_rng_state(), everywhere)
+
+
+@pytest.mark.parametrize(
+    ("method", "churn", "said"),
+    [
+        ("heun", Churn(1.0), "churn needs a generator"),
+        ("ancestral", None, "ancestral needs a generator"),
+        ("dpmpp_2m", Churn(1.0), "churn is of heun alone, not of dpmpp_2m"),
+        ("ancestral", Churn(1.0), "churn is of heun alone, not of ancestral"),
+        ("ddim", None, "unknown method 'ddim'; expected one of"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(method: Method, churn: Churn | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sample(gaussian_source().denoise, noise_of(2), karras_sigmas(4), method=method, churn=churn)
+
+
+TWO = Gaussians(
+    torch.tensor([0.7, 0.3], dtype=torch.float64).log(),
+    torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.5, 0.0]], dtype=torch.float64),
+    torch.eye(3, dtype=torch.float64)[None, :, :1].expand(2, -1, -1),
+    torch.full((2, 1), 0.05, dtype=torch.float64),
+    torch.full((2,), 0.02, dtype=torch.float64),
+    SHAPE,
+)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_two_clusters_keep_their_shares(method: Method) -> None:
+    """The clusters are nine deviations apart, so the sign of the first coordinate tells them."""
+    n, generator = 4000, torch.Generator().manual_seed(1)
+    x_0 = sample(TWO.denoise, noise_of(n), karras_sigmas(40), method=method, generator=generator)
+    assert abs(float((x_0[:, 0] < 0).double().mean()) - 0.7) < 3.5 * math.sqrt(0.7 * 0.3 / n)
