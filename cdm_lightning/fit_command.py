@@ -65,6 +65,8 @@ class Metrics:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise BadInput(f"metrics.every is {self.every}; expected a number of steps, or 0")
+        if self.every and self.extractor == "none":
+            raise BadInput(f"metrics.every is {self.every}, but metrics.extractor is none: choose effnet-lite0")
         if self.n < 2:
             raise BadInput(f"metrics.n is {self.n}; expected at least 2 images")
 

@@ -164,6 +164,22 @@ def test_hyperparameters_name_scalars_that_are_there(
     assert values["width"].number_value == 16
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--metrics.every", "-1"), "metrics.every is -1; expected a number of steps, or 0"),
+        (("--metrics.every", "5"), "metrics.every is 5, but metrics.extractor is none: choose effnet-lite0"),
+        (("--metrics.extractor", "effnet-lite0", "--metrics.n", "1"), "metrics.n is 1; expected at least 2 images"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(
+    options: tuple[str, ...], said: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "store", "[digit0]", *options) == 2
+    assert capsys.readouterr().err == f"cdm_lightning: error: {said}\n"
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_resolved_configuration_is_there_as_text(measured: Path, in_training: EventAccumulator) -> None:
     (event,) = in_training.Tensors("config/text_summary")
     written = (measured / "runs" / "sources" / "digit0" / "config.yaml").read_text()
