@@ -18,7 +18,6 @@ from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.guidance import GuidedDenoiser
 from cdm_lightning.sampling import karras_sigmas, sample
-from tests.conftest import Fit
 
 SHAPE = (2, 1, 1)
 GRID = karras_sigmas(12, through=1.0)
@@ -133,15 +132,6 @@ def test_branches_that_switch_at_different_levels_are_refused() -> None:
     other = ComposedDenoiser(guided(1).conditional.denoisers, guided(1).conditional.evidence, PRIOR_CAT, sigma_switch=2)
     with pytest.raises(ValueError, match="switches differ: 2.0, 1.0"):
         GuidedDenoiser(other, composed(WHOLE, PRIOR_WHOLE, "posterior"), 2.0)
-
-
-@pytest.fixture(scope="module")
-def parts(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store of two owners who both have all ten digits."""
-    folder = tmp_path_factory.mktemp("parts")
-    options = ("--data.root", str(folder / "shards"), "--data.split", "random:2", "--model.class_labels", "true")
-    assert fit(folder / "store", "all", *options) == 0
-    return folder / "store"
 
 
 def run(store: Path, out: Path, *options: str) -> tuple[np.ndarray, dict[str, Any]]:
