@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cdm_lightning.errors import StoreError
 from cdm_lightning.tensor_files import JsonScalar, checked_fields, json_text, read_object
 
 ENVIRONMENT = ("torch_version", "cpu_capability", "threads")  # on a card, but no reason to fit again
@@ -29,6 +30,21 @@ class Card:
     torch_version: str
     cpu_capability: str
     threads: int
+
+    @property
+    def public_mix(self) -> float:
+        """Return the share of `public` in what the prompt was trained on.
+
+        Raises:
+            StoreError: it is no share.
+        """
+        share = self.settings.get("public_mix", 0.0)
+        if not isinstance(share, float) or not 0 <= share < 1:
+            raise StoreError(
+                f"the card of source '{self.source}' is damaged: its public_mix is {share!r}, expected a number of at "
+                "least 0 and below 1; fit the source again"
+            )
+        return share
 
     def inputs(self) -> dict[str, Any]:
         """Return what decides whether a compartment is up to date: all but the environment it was fitted in."""
@@ -83,9 +99,15 @@ def _training(card: Card) -> str:
     if card.sigma_range is None:
         return "No prompt was trained."
     low, high = card.sigma_range
-    return (
+    trained = (
         f"A prompt ({card.compartment}, {card.prompt_parameters:,} parameters) was trained for {card.steps} steps on "
         f"noise levels {low:g} to {high:g}."
+    )
+    if not card.public_mix:
+        return trained
+    return (
+        f"{trained} A share of {card.public_mix:g} of its training images was drawn from `public`, which nobody owns: "
+        "the compartment stands for that mixture of its source and `public`."
     )
 
 

@@ -24,6 +24,8 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
         own["class_labels"] = True
     if trained:
         own |= prompt_settings(module) | recipe.training
+    if data.public_mix:
+        own["public_mix"] = data.public_mix
     classes = len(counts) if settings["class_labels"] else 0
     return Card(
         source=source,

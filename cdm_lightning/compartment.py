@@ -31,6 +31,7 @@ class Compartment:
         prompt: what was trained, if anything was.
         classes: by class label, if it was fitted with class labels.
         label: the label that the prompt is asked for; `under` sets it.
+        public_mix: the share of `public` in what the prompt was trained on, 0 without a prompt.
     """
 
     n: int
@@ -38,12 +39,17 @@ class Compartment:
     prompt: Prompt | None = None
     classes: Mapping[str, ClassForm] = field(default_factory=dict)
     label: int = NO_LABEL
+    public_mix: float = 0.0
 
     def to(self, device: torch.device | str) -> "Compartment":
         """Return the same compartment on another device."""
         prompt = None if self.prompt is None else self.prompt.to(device)
         classes = {name: form.to(device) for name, form in self.classes.items()}
         return replace(self, closed_form=self.closed_form.to(device), prompt=prompt, classes=classes)
+
+    def target(self, public: Gaussians) -> Gaussians:
+        """Return the closed form of what this compartment stands for: (1 - m) p_i + m p_public, m = `public_mix`."""
+        return self.closed_form.mixed_with(public, self.public_mix) if self.public_mix else self.closed_form
 
     def under(self, label: str) -> "Compartment":
         """Return what this compartment knows of one of its classes, as a compartment."""

@@ -27,6 +27,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         preconditioning: what the network was trained with.
 
     Attributes:
+        closed_forms: G_i by source; with `public`'s share, where a prompt was trained on a mixture with it.
         evaluations: network evaluations so far, counted per image.
     """
 
@@ -41,6 +42,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     ) -> None:
         self.backbone, self.compartments, self.public = backbone, dict(compartments), public
         self.guided, self.sigma_switch, self.preconditioning = guided, single(sigma_switch), preconditioning
+        self.closed_forms = {source: own.target(public.closed_form) for source, own in self.compartments.items()}
         self.evaluations = 0
 
     def under(self, label: str) -> "Compartments":
@@ -79,8 +81,8 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     def evidence(self) -> dict[str, GaussianEvidence]:
         """Return the closed forms' evidence by source."""
         return {
-            source: GaussianEvidence(compartment.closed_form, self.public.calibration, self.sigma_switch)
-            for source, compartment in self.compartments.items()
+            source: GaussianEvidence(closed_form, self.public.calibration, self.sigma_switch)
+            for source, closed_form in self.closed_forms.items()
         }
 
     def rows(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
@@ -126,10 +128,10 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     def drafts(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
         """Return the closed form G_source(x; sigma) row by row."""
         draft = torch.empty_like(x)
-        for i, compartment in enumerate(self.compartments.values()):
+        for i, closed_form in enumerate(self.closed_forms.values()):
             mine = source == i
             if mine.any():
-                draft[mine] = compartment.closed_form.denoise(x[mine], sigma[mine])
+                draft[mine] = closed_form.denoise(x[mine], sigma[mine])
         return draft
 
     @property
@@ -143,8 +145,8 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         The draft's error is the root of the weighted mean square error; above the switch the draft itself is returned.
         """
         draft, square = torch.zeros_like(x), torch.zeros_like(sigma)
-        for weight, compartment in zip(weights, self.compartments.values(), strict=True):
-            draft = draft + per_image(weight, x) * compartment.closed_form.denoise(x, sigma)
+        for weight, (source, compartment) in zip(weights, self.compartments.items(), strict=True):
+            draft = draft + per_image(weight, x) * self.closed_forms[source].denoise(x, sigma)
             square = square + weight * self.public.error.at(sigma, torch.full_like(sigma, compartment.n)).square()
         if float(sigma[0]) >= self.sigma_switch:
             return draft

@@ -14,7 +14,7 @@ from torch import Tensor
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.interpolation import interpolate
-from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
+from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator, stable_hash
 
 ERROR_LEVELS = 17
@@ -150,6 +150,39 @@ class LabelledDrafts:
         n[labelled] = self.by_class.pseudo.count_outside_fold(rows).to(n)
         draft[blind], n[blind] = self.whole.guide(unnamed, labelled[blind], x[blind], sigma[blind], generator)
         return draft, n
+
+
+@dataclass(frozen=True)
+class MixedDrafts:
+    """The closed forms that guide the training images of a prompt, of which a share is drawn from `public`.
+
+    Every image, of the source or of `public`, is guided by the mixture of both; the source's part of it was fitted
+    without the fold of the image's key. (`public`'s part has seen `public`'s images.)
+
+    Attributes:
+        by_fold: the mixture without each fold of the source.
+        n: of the source's images behind a draft.
+    """
+
+    by_fold: tuple[Gaussians, ...]
+    n: int
+
+    @classmethod
+    def of(cls, whole: Drafts, public: Gaussians, share: float) -> "MixedDrafts":
+        """Mix a share of `public` into the drafts of a source that was left in one piece, of one size."""
+        return cls(
+            tuple(whole.closed_forms[0, fold, 0].mixed_with(public, share) for fold in range(FOLDS)), whole.sizes[0]
+        )
+
+    def guide(
+        self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return drafts of training images, shaped as x, and the numbers of images behind them [batch]; class-blind."""
+        fold, draft = folds_of(keys).to(x.device), torch.empty_like(x)
+        for k, closed_form in enumerate(self.by_fold):
+            mine = fold == k
+            draft[mine] = closed_form.to(x.device).denoise(x[mine], sigma[mine])
+        return draft, torch.full_like(sigma, self.n)
 
 
 def denoising_errors(closed_form: Gaussians, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def heldout_errors(
     """
     return {
         source: {
-            "closed_form": heldout_error(compartments.compartments[source].closed_form.denoise, x_0, sigmas, seed),
+            "closed_form": heldout_error(compartments.closed_forms[source].denoise, x_0, sigmas, seed),
             "network": heldout_error(compartments[source], x_0, sigmas, seed),
         }
         for source, x_0 in images.items()

@@ -31,6 +31,15 @@ def check_data(data: SourceData, sources: list[str], needs_public: bool) -> None
             raise BadInput(f"source '{source}' has no training image left: add images, or leave it out of data.sources")
 
 
+def check_public_mix(module: CompartmentalizedDiffusion, data: SourceData) -> None:
+    """Raise BadInput if `public` shall be mixed into the training of sources where that can have no clear meaning."""
+    said = f"data.public_mix is {data.public_mix:g}, the share of public in the training of a prompt"
+    if data.public_mix and module.hparams["compartment"] == "none":
+        raise BadInput(f"{said}: choose model.compartment tokens, lora or full, or leave it 0")
+    if data.public_mix and module.hparams["class_labels"]:
+        raise BadInput(f"{said}, and public's images have no class of a source: leave it 0 with model.class_labels")
+
+
 def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: SourceData) -> None:
     """Check that the store's backbone is the one that the configuration describes.
 

@@ -9,7 +9,7 @@ import torch
 from cdm_lightning.card_making import card_of
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
-from cdm_lightning.fit_checks import PUBLIC, backbone_settings, check_backbone, check_data
+from cdm_lightning.fit_checks import PUBLIC, backbone_settings, check_backbone, check_data, check_public_mix
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import pack_backbone, pack_compartment, unpack_backbone
 from cdm_lightning.phase import Clock, Phase
@@ -41,7 +41,8 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     data.prepare()
     sources = data.chosen_sources()
     store = Store(store_path)
-    check_data(data, sources, needs_public=not store.has_backbone())
+    check_public_mix(recipe.module(), data)
+    check_data(data, sources, needs_public=not store.has_backbone() or data.public_mix > 0)
     if store.has_backbone():
         check_backbone(store, recipe.module(), data)
     new_backbone = int(not Store.create(store_path).has_backbone())
@@ -103,12 +104,14 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     clock = Clock(phase)
     with clock.part("closed_form", f"closed form of {len(keys)} images"):
         closed_form = fit_closed_form(x_0, public, card.seed, phase.source)
-        compartment = Compartment(card.n, closed_form, classes=fit_classes(x_0, named, public, card.seed, phase.source))
+        classes = fit_classes(x_0, named, public, card.seed, phase.source)
+        compartment = Compartment(card.n, closed_form, classes=classes, public_mix=card.public_mix)
     folder = store.runs / "sources" / phase.source
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())
         with clock.part("training", f"{card.steps} training steps"):
-            module.begin_source(phase, public, drafts_of_source(x_0, keys, named, public), compartment)
+            drafts = drafts_of_source(x_0, keys, named, public, card.public_mix)
+            module.begin_source(phase, public, drafts, compartment)
             train(recipe, module, data, folder, card.steps, asdict(card))
         compartment = module.compartments[phase.source]
     if is_rank_zero():

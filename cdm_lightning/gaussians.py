@@ -156,6 +156,14 @@ class Gaussians:
             denoised = torch.addmm(denoised, coordinates, basis.T)
         return denoised
 
+    def mixed_with(self, other: "Gaussians", share: float) -> "Gaussians":
+        """Return the mixture (1 - share) p + share p_other, 0 < share < 1, of Gaussians of equal rank."""
+        weighed = {"log_share": (self.log_share + math.log1p(-share), other.log_share + math.log(share))}
+        theirs = other.tensors()
+        pairs = {name: (tensor, theirs[name]) for name, tensor in self.tensors().items()} | weighed
+        joined = {name: torch.cat([mine, their.to(mine)]) for name, (mine, their) in pairs.items()}
+        return Gaussians.from_tensors(joined, self.shape)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Gaussians":
         """Return the same mixture on another device, or in another dtype."""
         moved = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.attribution import credits_of
-from cdm_lightning.composition import ComposedDenoiser, Strategy, Trajectory
+from cdm_lightning.compartments import Compartments
+from cdm_lightning.composition import ComposedDenoiser, Strategy
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
+from cdm_lightning.guidance import GuidedDenoiser, check_guidance
 from cdm_lightning.images import encode_png, to_uint8
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.sampling import Churn, Method, OnStep, karras_sigmas, sample
@@ -30,6 +32,8 @@ class Settings:
     Args:
         n: number of images.
         label: a class label, for images of this class only; the store needs compartments with class labels.
+        guidance: how strongly images are drawn towards `label` (Ho and Salimans 2022): 1 is the class as it is, 0
+            ignores it, more than 1 makes the class plainer and the images less varied.
         seed: the noise of image k is a function of (seed, k) alone.
         strategy: how sources are composed: `routed`, `assign`, `draft`, `posterior` or `uniform`.
         sampler: `heun` evaluates D twice a step; `dpmpp_2m` (DPM-Solver++) and `ancestral` (with noise) once.
@@ -42,6 +46,7 @@ class Settings:
 
     n: int = 64
     label: str | None = None
+    guidance: float = 1.0
     seed: int = 0
     strategy: Strategy = "routed"
     sampler: Method = "heun"
@@ -57,6 +62,9 @@ class Settings:
                 raise BadInput(f"--{name} is {getattr(self, name)}; expected at least {least}")
         if self.churn > 0 and self.sampler != "heun":
             raise BadInput(f"--churn is {self.churn}, but --sampler {self.sampler} has no churn; only heun has")
+        check_guidance(self.guidance)
+        if self.guidance != 1 and self.label is None:
+            raise BadInput(f"--guidance {self.guidance:g} draws images towards a class: name it with --label")
         if self.sigma_switch is not None and not float(self.sigma_switch) > SIGMA_MIN:
             raise BadInput(f"--sigma_switch is {self.sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -79,7 +87,7 @@ class Batch:
 
 
 def sample_batch(
-    composed: ComposedDenoiser,
+    composed: ComposedDenoiser | GuidedDenoiser,
     shape: tuple[int, int, int],
     indices: range,
     settings: Settings,
@@ -96,7 +104,7 @@ def sample_batch(
         observe: called at the start of every step with x [batch, ...] and its level sigma [batch].
         weigh: whether to note the weights along the way.
     """
-    trajectory: Trajectory = composed.start(settings.seed, indices)
+    trajectory = composed.start(settings.seed, indices)
     noise = normal((len(indices), *shape), image_generators(settings.seed, indices, "noise"), settings.device)
     course: list[tuple[float, Tensor]] = []
 
@@ -133,14 +141,14 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     store = Store.open(store_path)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
-    if settings.label is not None:
-        compartments = compartments.under(settings.label)
-    composed = compartments.composed(settings.strategy)
+    branches = [compartments] if settings.label is None else [compartments, compartments.under(settings.label)]
+    composed = branches[-1].composed(settings.strategy)
+    model = guided(composed, compartments, settings)
     floor = compartments.public.calibration.floor
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
-        batch = sample_batch(composed, store.info.image_shape, indices, settings)
+        batch = sample_batch(model, store.info.image_shape, indices, settings)
         images = to_uint8(batch.images)
         pictures.append(images.cpu())
         rows += image_rows(composed, batch, indices, floor, settings.seed)
@@ -149,13 +157,22 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
         "sources": composed.sources,
         **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
         "sigma_switch": finite_or_text(compartments.sigma_switch),
-        "network_evaluations_per_image": compartments.evaluations / settings.n,
+        "network_evaluations_per_image": sum(branch.evaluations for branch in branches) / settings.n,
         "backbone_sha256": store.info.backbone_sha256,
         "torch": torch.__version__,
         "images": rows,
     }
     write_pictures(out, torch.cat(pictures), report)
     return report
+
+
+def guided(
+    composed: ComposedDenoiser, everything: Compartments, settings: Settings
+) -> ComposedDenoiser | GuidedDenoiser:
+    """Return the composed model of a class, drawn towards the class or away from it if the settings say so."""
+    if settings.guidance == 1:
+        return composed
+    return GuidedDenoiser(composed, everything.composed(settings.strategy), settings.guidance)
 
 
 def batched(n: int, size: int) -> Iterator[range]:

@@ -23,7 +23,7 @@ from cdm_lightning.denoiser import (
     guided_denoise,
     per_image,
 )
-from cdm_lightning.drafts import Drafts, LabelledDrafts
+from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
 from cdm_lightning.images import from_uint8
@@ -96,7 +96,7 @@ class CompartmentalizedDiffusion(LightningModule):
         self.save_hyperparameters(ignore=["backbone"])
         self.phase: Phase
         self.public: Public
-        self.drafts: Drafts | LabelledDrafts | None = None
+        self.drafts: Drafts | LabelledDrafts | MixedDrafts | None = None
         self.classes: list[str] = []
         self.inputs_sha256 = ""
         self.compartments: dict[str, Compartment] = {}
@@ -110,7 +110,7 @@ class CompartmentalizedDiffusion(LightningModule):
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 
     def begin_source(
-        self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts, untrained: Compartment
+        self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts | MixedDrafts, untrained: Compartment
     ) -> None:
         """Prepare the training of one source's prompt on the frozen backbone.
 

@@ -80,7 +80,7 @@ def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Back
         prompt = KINDS[card.compartment].like(backbone, own)
         prompt.load_state_dict(own)
         freeze(prompt)
-    return Compartment(card.n, closed_form, prompt, classes)
+    return Compartment(card.n, closed_form, prompt, classes, public_mix=card.public_mix)
 
 
 def _class_form(tensors: Mapping[str, Tensor], card: Card, label: str) -> ClassForm:

@@ -52,18 +52,18 @@ class PseudoSources:
             group = torch.tensor([places.get(label, last) for label in labels])
         else:
             group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"))
-        return cls(images, tuple(keys), group, _folds(keys))
+        return cls(images, tuple(keys), group, folds_of(keys))
 
     @classmethod
     def whole(cls, images: Tensor, keys: Sequence[str]) -> "PseudoSources":
         """Leave a source in one piece: its prompt is trained on drafts of its own folds."""
-        return cls(images, tuple(keys), torch.zeros(len(keys), dtype=torch.long), _folds(keys))
+        return cls(images, tuple(keys), torch.zeros(len(keys), dtype=torch.long), folds_of(keys))
 
     @classmethod
     def by_label(cls, images: Tensor, keys: Sequence[str], labels: Sequence[str]) -> "PseudoSources":
         """Cut a source by class, however small a class is: group k holds the k-th label in sorted order."""
         names = sorted(set(labels))
-        return cls(images, tuple(keys), torch.tensor([names.index(label) for label in labels]), _folds(keys))
+        return cls(images, tuple(keys), torch.tensor([names.index(label) for label in labels]), folds_of(keys))
 
     @cached_property
     def row(self) -> dict[str, int]:
@@ -103,6 +103,6 @@ class PseudoSources:
         return torch.tensor(order, dtype=torch.long)
 
 
-def _folds(keys: Sequence[str]) -> Tensor:
+def folds_of(keys: Sequence[str]) -> Tensor:
     """Return the fold [n] of each key, a hash of it."""
     return torch.tensor([stable_hash("fold", key) % FOLDS for key in keys])

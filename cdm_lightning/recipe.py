@@ -11,7 +11,13 @@ from cdm_lightning.phase import Phase
 
 
 class SourceData(Protocol):
-    """What a fit asks of the data; `datamodules.ShardDataModule` is ours."""
+    """What a fit asks of the data; `datamodules.ShardDataModule` is ours.
+
+    Attributes:
+        public_mix: the share of every training batch of a source that is drawn from `public`.
+    """
+
+    public_mix: float
 
     def prepare(self) -> None: ...
     def available_sources(self) -> list[str]: ...

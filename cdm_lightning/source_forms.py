@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.compartment import ClassForm
-from cdm_lightning.drafts import Drafts, LabelledDrafts
+from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import Public
@@ -31,9 +31,16 @@ def fit_classes(x_0: Tensor, labels: list[str], public: Public, seed: int, sourc
     return classes
 
 
-def drafts_of_source(x_0: Tensor, keys: list[str], labels: list[str], public: Public) -> Drafts | LabelledDrafts:
-    """Return out-of-fold drafts of one source's own images: a prompt must not learn to trust drafts that saw them."""
+def drafts_of_source(
+    x_0: Tensor, keys: list[str], labels: list[str], public: Public, public_mix: float
+) -> Drafts | LabelledDrafts | MixedDrafts:
+    """Return out-of-fold drafts of one source's own images: a prompt must not learn to trust drafts that saw them.
+
+    With `public_mix` above 0 they are drafts of the mixture with `public`; then there are no labels.
+    """
     whole = _out_of_fold(PseudoSources.whole(x_0, keys), public)
+    if public_mix:
+        return MixedDrafts.of(whole, public.closed_form, public_mix)
     return LabelledDrafts(whole, _out_of_fold(PseudoSources.by_label(x_0, keys, labels), public)) if labels else whole
 
 

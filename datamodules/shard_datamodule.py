@@ -15,11 +15,11 @@ from datamodules.exclusions import read_keys
 from datamodules.manifest import MANIFEST, Manifest, Sample, read_manifest, usable
 from datamodules.names import PUBLIC
 from datamodules.overlap import check_apart
-from datamodules.plan import Plan, check_at_least
+from datamodules.plan import Plan, check_at_least, check_fraction
 from datamodules.publish import mend
 from datamodules.splits import HELDOUT, TRAIN, Part, default_split
 from datamodules.stages import decode_batch, decode_sample, keep
-from datamodules.stream import Share, SourceLoader, SourceStream
+from datamodules.stream import PublicShare, Share, SourceLoader, SourceStream
 from datamodules.verification import all_samples, verify_files
 from datamodules.writer import write_shards
 
@@ -43,6 +43,7 @@ class ShardDataModule(lightning.LightningDataModule):
         image_size: height and width of the images in pixels.
         channels: 1 for grey, 3 for colour.
         batch_size: number of images in a batch.
+        public_mix: share of every training batch of a source that is drawn from `public` instead.
         num_workers: number of processes that decode images; 0 decodes in the main process.
         seed: seed of the training order.
 
@@ -65,12 +66,14 @@ class ShardDataModule(lightning.LightningDataModule):
         image_size: int = 8,
         channels: Literal[1, 3] = 1,
         batch_size: int = 64,
+        public_mix: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_at_least("batch_size", batch_size, 1)
         check_at_least("num_workers", num_workers, 0)
+        check_fraction("public_mix", public_mix)
         self.plan = Plan(
             from_,
             input,
@@ -87,6 +90,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.sources = sources
         self.exclude = exclude
         self.batch_size = batch_size
+        self.public_mix = public_mix
         self.num_workers = num_workers
         self.seed = seed
         self.phase, self.first_batch = "", 0
@@ -232,6 +236,7 @@ class ShardDataModule(lightning.LightningDataModule):
             batch_size=self.batch_size,
             share=self._share(),
             first_batch=self.first_batch,
+            public=self._public_share(),
         )
         return SourceLoader(stream, self.num_workers)
 
@@ -244,6 +249,15 @@ class ShardDataModule(lightning.LightningDataModule):
         assert self.phase, "open(source) comes before val_dataloader()"
         batch = {"source": self.phase, "image": self.images(self.phase, HELDOUT)[1]}
         return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+
+    def _public_share(self) -> PublicShare | None:
+        """Return the public images that are mixed into the opened source's batches, if any are."""
+        if not self.public_mix or self.phase == PUBLIC:
+            return None
+        manifest, used = self._verify_files(PUBLIC), self.used(PUBLIC, TRAIN)
+        if not used:
+            raise BadInput(f"public in '{self.root}' has no usable training sample, but public_mix draws from it")
+        return PublicShare(self.public_mix, self.root / PUBLIC, manifest, frozenset(used))
 
     def _share(self) -> Share:
         return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share(0, 1)

@@ -1,8 +1,9 @@
 """The stages of the training stream: shards -> raw samples -> order -> batches -> images. All are plain generators."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
 
@@ -75,6 +76,28 @@ def training_stream(
     first_epoch, position = divmod(start, len(used))
     epochs = (training_order(folder, manifest, used, seed=seed, epoch=epoch) for epoch in itertools.count(first_epoch))
     return itertools.islice(itertools.chain.from_iterable(epochs), position, None)
+
+
+def mixed_stream(
+    own: Callable[[int], Iterator[RawSample]], public: Callable[[int], Iterator[RawSample]], share: float, start: int
+) -> Iterator[RawSample]:
+    """Yield one's own samples and a share of public ones for ever, from place `start` of the mixed sequence on.
+
+    Of its first k places floor(k share) are public, so every batch has the share up to one image.
+
+    Args:
+        own: yields one's own samples from the k-th on.
+        public: the same for the public ones.
+        share: of the public ones, at least 0 and below 1.
+        start: the first place.
+    """
+    exact = Fraction(str(share))
+    before = int(start * exact)
+    streams = own(start - before), public(before)
+    for place in itertools.count(start + 1):
+        public_ones = int(place * exact)
+        yield next(streams[public_ones - before])
+        before = public_ones
 
 
 def batches(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:

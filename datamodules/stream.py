@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cdm_lightning.errors import ShardError
+from cdm_lightning.seeding import stable_hash
 from datamodules.manifest import Manifest
-from datamodules.stages import Batch, batches, decode_batch, own_batches, training_stream
+from datamodules.stages import Batch, batches, decode_batch, mixed_stream, own_batches, training_stream
 from datamodules.tars import RawSample
 
 
@@ -20,6 +21,16 @@ class Share:
 
     rank: int
     world: int
+
+
+@dataclass(frozen=True)
+class PublicShare:
+    """The public images that take a share of the places in a source's batches; `used` are their keys."""
+
+    share: float
+    folder: Path
+    manifest: Manifest
+    used: frozenset[str]
 
 
 class SourceStream(IterableDataset[Batch | ShardError]):
@@ -39,6 +50,7 @@ class SourceStream(IterableDataset[Batch | ShardError]):
         batch_size: int,
         share: Share,
         first_batch: int,
+        public: PublicShare | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -47,6 +59,7 @@ class SourceStream(IterableDataset[Batch | ShardError]):
         self.batch_size = batch_size
         self.share = share
         self.first_batch = first_batch
+        self.public = public
 
     def __iter__(self) -> Iterator[Batch | ShardError]:
         try:
@@ -59,9 +72,24 @@ class SourceStream(IterableDataset[Batch | ShardError]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         start = self.first_batch * self.share.world * self.batch_size
-        samples = training_stream(self.folder, self.manifest, self.used, seed=self.seed, start=start)
-        groups = batches(samples, self.batch_size)
+        groups = batches(self._samples(start), self.batch_size)
         return own_batches(groups, rank=self.share.rank, world=self.share.world, worker=worker, workers=workers)
+
+    def _samples(self, start: int) -> Iterator[RawSample]:
+        """Yield the sequence of all ranks from place `start` on; the order of public images is the source's own."""
+
+        def own(first: int) -> Iterator[RawSample]:
+            return training_stream(self.folder, self.manifest, self.used, seed=self.seed, start=first)
+
+        mixed = self.public
+        if mixed is None:
+            return own(start)
+        seed = stable_hash(self.seed, self.manifest.source, "public")
+
+        def public(first: int) -> Iterator[RawSample]:
+            return training_stream(mixed.folder, mixed.manifest, mixed.used, seed=seed, start=first)
+
+        return mixed_stream(own, public, mixed.share, start)
 
 
 class SourceLoader(DataLoader[Batch | ShardError]):

@@ -69,6 +69,14 @@ def store(workplace: Path, fit: Fit) -> Path:
 
 
 @pytest.fixture(scope="session")
+def parts(workplace: Path, fit: Fit) -> Path:
+    """Return a store of two owners who both have all ten digits, with class labels; read it, do not change it."""
+    options = ("--data.root", str(workplace / "parts"), "--data.split", "random:2", "--model.class_labels", "true")
+    assert fit(workplace / "parts_store", "all", *options) == 0
+    return workplace / "parts_store"
+
+
+@pytest.fixture(scope="session")
 def alice_and_bob(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a root of the shards of two sources and `public`; read it, do not change it."""
     folder = tmp_path_factory.mktemp("shards")

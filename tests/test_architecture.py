@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "composition",
+        "guidance",
         "compartment",
         "compartments",
         "sampling",

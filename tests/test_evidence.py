@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.interpolation import interpolate
@@ -87,10 +88,10 @@ def test_without_calibration_and_below_an_endless_switch_nothing_changes() -> No
     torch.testing.assert_close(evidence, gaussians.log_density(x, sigma), rtol=0, atol=0)
 
 
-def test_evidence_is_blind_to_the_class() -> None:
+def test_evidence_that_is_blind_to_the_class_refuses_a_label() -> None:
     gaussians, x, sigma = noised([0.5, 2.0])
-    evidence = GaussianEvidence(gaussians, CALIBRATION, SWITCH)
-    assert torch.equal(evidence.log_density(x, sigma), evidence.log_density(x, sigma, torch.tensor([3, 4])))
+    with pytest.raises(BadInput, match="class-blind.*take the evidence of the class"):
+        GaussianEvidence(gaussians, CALIBRATION, SWITCH).log_density(x, sigma, torch.tensor([3, 4]))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.1, 0.15, 0.3, 0.8, 7.0])

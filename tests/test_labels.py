@@ -28,15 +28,6 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def parts(workplace: Path, fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store of two owners who both have all ten digits."""
-    folder = tmp_path_factory.mktemp("parts")
-    options = ("--data.root", str(folder / "shards"), "--data.split", "random:2", "--model.class_labels", "true")
-    assert fit(folder / "store", "all", *options) == 0
-    return folder / "store"
-
-
 def labelled_drafts(n: int = 60) -> tuple[LabelledDrafts, Tensor, list[str], list[str], Gaussians]:
     labels = ["cat" if k % 3 else "dog" for k in range(n)]
     x_0 = (
