@@ -19,7 +19,7 @@ from cdm_lightning.cost import peak_memory, seconds_in_turns
 from cdm_lightning.errors import StoreError
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import sampled_images
-from cdm_lightning.generation import Settings
+from cdm_lightning.generation import Settings, finite_or_text
 from cdm_lightning.intervals import REPEATS
 from cdm_lightning.measurement import PACKAGES
 from cdm_lightning.tensor_files import Json, json_text, read_object, read_tensors, write_atomic, write_tensors
@@ -87,7 +87,7 @@ class Comparison:
             "identity": identity,
             "name": contender.name,
             "model": contender.identity(),
-            "sigma_switch": contender.identity()["sigma_switch"],
+            "sigma_switch": finite_or_text(opened.composed.sigma_switch),
             "network_evaluations_per_image": samples.evaluations,
             "seconds_per_image": seconds,
             "seconds_ratio": 1.0 if contender == base else ratio,

@@ -46,7 +46,7 @@ def quality(report: dict[str, Any]) -> Rows:
     rows = [["row", title, f"/ {report['base']}", f"KID@{n}", "precision", "recall"]]
     for row in report["rows"]:
         intervals, found = row["intervals"], row["scores"]
-        scores = [interval(intervals[frechet], 5), interval(row["frechet_ratio"], 4), interval(intervals[kid], 3)]
+        scores = [interval(intervals[frechet], 5), interval(row["frechet_ratio"], 4), interval(intervals[kid], 4)]
         rows.append([row["name"], *scores, f"{found[precision]:.3f}", f"{found[recall]:.3f}"])
     return rows
 
@@ -82,7 +82,7 @@ def _shares(shares: dict[str, float], sources: Iterable[str]) -> list[str]:
 
 
 def interval(found: dict[str, float], digits: int) -> str:
-    """Return a value with the ends of its interval, to so many significant digits of the larger end."""
+    """Return a value and its ends, to so many significant digits of the larger end, or decimal places."""
     largest = max(abs(found["low"]), abs(found["high"]))
     places = next((k for k in range(digits) if largest * 10**k >= 10 ** (digits - 1)), digits)
     value, low, high = (f"{found[name]:.{places}f}" for name in ("value", "low", "high"))

@@ -32,7 +32,8 @@ class Contender:
         sources: whose compartments take part.
         parts: `closed_form`: the closed forms of the sources, mixed by their posterior at every level, no network.
             `public`: the backbone alone, with the closed form of `public`. Otherwise a strategy of the composed model.
-        sigma_switch: above it every denoiser is a closed form; None is the store's own, inf turns that off.
+        sigma_switch: above it every denoiser is a closed form: at all levels if it is 0; None is the store's own, inf
+            turns that off.
     """
 
     name: str
@@ -47,14 +48,25 @@ class Contender:
         Raises:
             BadInput: the store or a source cannot be used, or not in this way.
         """
+        return self.of(self.compartments(device))
+
+    def compartments(self, device: str) -> Compartments:
+        """Return the compartments that take part, on a device; see `open`."""
         store = Store.open(self.store)
-        if self.parts == CLOSED_FORM:
-            return _opened(open_compartments(store, self.sources, sigma_switch=0.0, device=device), "posterior")
         if self.parts == PUBLIC:
             one = open_compartments(store, self.sources[:1], sigma_switch=None, device=device)
-            return _opened(backbone_alone(one, self.sigma_switch, device), "posterior")
-        every = open_compartments(store, self.sources, sigma_switch=self.sigma_switch, device=device)
-        return _opened(every, self.parts)
+            return backbone_alone(one, self.sigma_switch, device)
+        return open_compartments(store, self.sources, sigma_switch=self.sigma_switch, device=device)
+
+    def of(self, compartments: Compartments) -> "Opened":
+        """Return the model that these compartments make."""
+        strategy = "posterior" if self.parts in (CLOSED_FORM, PUBLIC) else self.parts
+        return Opened(compartments, compartments.composed(strategy))
+
+    def same_compartments(self, other: "Contender") -> bool:
+        """Return whether both are made of the same compartments, so that these are opened once."""
+        mine, others = ((one.store, one.sources, one.parts == PUBLIC, one.sigma_switch) for one in (self, other))
+        return mine == others
 
     def identity(self) -> dict[str, Json]:
         """Return all of this contender that its samples depend on: hashes, no path and no name."""
@@ -74,10 +86,6 @@ class Opened:
 
     compartments: Compartments
     composed: ComposedDenoiser
-
-
-def _opened(compartments: Compartments, strategy: Strategy) -> Opened:
-    return Opened(compartments, compartments.composed(strategy))
 
 
 def backbone_alone(opened: Compartments, sigma_switch: float | None, device: str) -> Compartments:
@@ -106,11 +114,12 @@ def contender(store: Store, sources: Sequence[str], name: str) -> Contender:
     if parts is None:
         rows = ", ".join(known)
         raise BadInput(f"unknown row '{name}': expected one of {rows}, with @inf or not{did_you_mean(name, known)}")
-    if not name.endswith(SWITCH_OFF):
-        return Contender(name, store.path, tuple(sources), parts)
+    switch = float("inf") if name.endswith(SWITCH_OFF) else None
     if parts == CLOSED_FORM:
-        raise BadInput("closed_form@inf is no row: without a closed-form start, nothing of closed_form is left")
-    return Contender(name, store.path, tuple(sources), parts, float("inf"))
+        if switch is not None:
+            raise BadInput("closed_form@inf is no row: without a closed-form start, nothing of closed_form is left")
+        switch = 0.0
+    return Contender(name, store.path, tuple(sources), parts, switch)
 
 
 def default_names(store: Store, sources: Sequence[str], device: str) -> list[str]:
@@ -162,5 +171,6 @@ def opened_models(
         shape, expected = Store.open(one.store).info.image_shape, store.info.image_shape
         if shape != expected:
             raise BadInput(f"{one.store} makes images of shape {shape}, but those of {store.path} are {expected}")
-        models[one.name] = one, one.open(device)
+        alike = [opened.compartments for other, opened in models.values() if one.same_compartments(other)]
+        models[one.name] = one, one.of(alike[0] if alike else one.compartments(device))
     return models

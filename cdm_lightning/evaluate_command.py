@@ -97,7 +97,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
     sources = store.choose(config.sources)
-    models = opened_models(store, sources, listed(config.strategies), listed(config.against), config.device)
+    models = opened_models(store, sources, listed(config.strategies), config.against or [], config.device)
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
     images = Images(store, sources, root, exclude)

@@ -12,8 +12,7 @@ def frechet_of_features(generated: Tensor, reference: Tensor) -> float:
     """Return `cdm_lightning.metrics.frechet_distance` from the features themselves, several times as fast.
 
     With centred features A and B, divided by the root of their number less one, the covariances are A^T A and B^T B,
-    and tr (A^T A B^T B)^(1/2) is the sum of the singular values of A B^T: the roots of the eigenvalues of a symmetric
-    matrix that is no larger than the smallest of number of images on either side and dimension.
+    and tr (A^T A B^T B)^(1/2) is the sum of the singular values of A B^T.
 
     Args:
         generated: features [n, dimension], n at least 2.
@@ -23,9 +22,8 @@ def frechet_of_features(generated: Tensor, reference: Tensor) -> float:
     few, many = (one, other) if len(one) <= len(other) else (other, one)
     if len(few) > few.shape[1]:
         few = torch.linalg.qr(few, mode="r")[1]
-    product = few @ many.T
-    roots = torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt()
-    return float((mean - other_mean).square().sum() + one.square().sum() + other.square().sum() - 2 * roots.sum())
+    traces = one.square().sum() + other.square().sum()
+    return float((mean - other_mean).square().sum() + traces - 2 * _singular_sum(few @ many.T))
 
 
 def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +32,41 @@ def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (exact - mean) / (len(exact) - 1) ** 0.5
 
 
+def _singular_sum(matrix: Tensor) -> Tensor:
+    """Return the sum of the singular values, as roots of the eigenvalues of the smaller of the two products."""
+    few = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    squares: Tensor = torch.linalg.eigvalsh(few @ few.T).clamp_min(0)
+    return squares.sqrt().sum()
+
+
 def frechet_replicates(generated: Tensor, reference: Tensor, halves: HalfSamples) -> Tensor:
     """Return the Frechet distance [repeat] of every half-sample, float64; features are [n, dimension]."""
-    pairs = zip(halves.generated, halves.reference, strict=True)
-    found = [frechet_of_features(generated[one], reference[other]) for one, other in pairs]
-    return torch.tensor(found, dtype=torch.float64)
+    pairs = list(zip(halves.generated, halves.reference, strict=True))
+    if min(halves.generated.shape[1], halves.reference.shape[1]) > generated.shape[1]:
+        found = [frechet_of_features(generated[one], reference[other]) for one, other in pairs]
+        return torch.tensor(found, dtype=torch.float64)
+    centre = reference.double().mean(0)
+    x, y = generated.double() - centre, reference.double() - centre
+    products = x @ y.T  # of all images: those of a half-sample are some of them
+    (mean, trace), (other_mean, other_trace) = _moments(x, halves.generated), _moments(y, halves.reference)
+    roots = [_singular_sum(_twice_centred(products[one][:, other])) for one, other in pairs]
+    return (mean - other_mean).square().sum(1) + trace + other_trace - 2 * torch.stack(roots)
+
+
+def _moments(features: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean [repeat, dimension] and trace of the covariance [repeat] of every half-sample."""
+    n = chosen.shape[1]
+    mean = _indicator(chosen, len(features)) @ features / n
+    squares = features.square().sum(1)[chosen].sum(1)
+    return mean, (squares - n * mean.square().sum(1)) / (n - 1)
+
+
+def _twice_centred(products: Tensor) -> Tensor:
+    """Return A B^T of centred features, each divided by the root of its number less one, from X Y^T of any."""
+    rows, columns = products.mean(1, keepdim=True), products.mean(0, keepdim=True)
+    n, m = products.shape
+    centred: Tensor = (products - rows - columns + products.mean()) / ((n - 1) * (m - 1)) ** 0.5
+    return centred
 
 
 def kid_replicates(generated: Tensor, reference: Tensor, halves: HalfSamples) -> Tensor:
