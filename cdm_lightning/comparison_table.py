@@ -46,7 +46,7 @@ def quality(report: dict[str, Any]) -> Rows:
     rows = [["row", title, f"/ {report['base']}", f"KID@{n}", "precision", "recall"]]
     for row in report["rows"]:
         intervals, found = row["intervals"], row["scores"]
-        scores = [interval(intervals[frechet], 5), interval(row["frechet_ratio"], 4), interval(intervals[kid], 4)]
+        scores = [interval(intervals[frechet], 4), interval(row["frechet_ratio"], 4), interval(intervals[kid], 4)]
         rows.append([row["name"], *scores, f"{found[precision]:.3f}", f"{found[recall]:.3f}"])
     return rows
 
