@@ -147,7 +147,7 @@ def test_the_same_store_as_opponent_has_the_same_numbers(all_rows: Path) -> None
 
 
 def test_a_monolith_is_a_store_of_the_union(store: Path, workplace: Path, fit: Fit, tmp_path: Path) -> None:
-    """Its images are those of all sources, held out alike; its backbone is the same, and only its closed form is new."""
+    """Its images are those of all sources, held out alike; its backbone is the same, its closed form its own."""
     mono, place = copied(store, tmp_path / "mono", []), ("--data.root", str(tmp_path / "shards"))
     assert fit(mono, "all", *place, "--data.split", "random:1") == 0
     apart, joint = (ShardDataModule(str(root)) for root in (workplace / "shards", tmp_path / "shards"))
