@@ -32,7 +32,7 @@ EXPLAINED = (
     "off prior: total variation distance of the proportions of sources from their prior, as a classifier "
     "sees them that was trained for this alone, corrected for what it confuses on held-out images; p: of the "
     "hypothesis that there is no difference",
-    "near-copies: nearer to a training image, pixel by pixel, than all but 1 % of held-out images",
+    "near-copies: nearer to a training image of the sources, pixel by pixel, than all but 1 % of held-out images",
 )
 
 
