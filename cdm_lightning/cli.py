@@ -29,6 +29,7 @@ commands:
   shards    write the images of every source as WebDataset tars
   sample    sample images from chosen sources of a store, with each image's credits
   validate  measure the composed model of chosen sources of a store, on held-out images
+  evaluate  compare every way to sample from a store, and other stores, in one table
   store     list what a store holds (store list), or show one compartment (store show SOURCE)
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         "shards": run_shards,
         "sample": run_sample,
         "validate": run_validate,
+        "evaluate": run_evaluate,
         "store": run_store,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -125,6 +127,19 @@ def run_validate(arguments: list[str]) -> None:
     _check_json(config.json)
     report = validate(config)
     print(table(report))
+    _write_json(config.json, report)
+
+
+def run_evaluate(arguments: list[str]) -> None:
+    """`evaluate`: see `cdm_lightning.comparison`."""
+    from cdm_lightning.comparison_table import terminal
+    from cdm_lightning.evaluate_command import evaluate, evaluate_parser
+
+    config = evaluate_parser().parse_args(arguments)
+    _check_json(config.json)
+    report = evaluate(config)
+    print(terminal(report))
+    print(f"table.md, table.json and samples.png are in {config.out}")
     _write_json(config.json, report)
 
 

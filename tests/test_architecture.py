@@ -11,7 +11,7 @@ PACKAGES = ("cdm_lightning", "datamodules", "callbacks")
 
 # Highest layer first. A module may import from its own layer and from lower ones. A new module gets its name here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "fit_command", "trainer_checks", "shards_command", "validate_command", "__main__"),
+    ("cli", "fit_command", "trainer_checks", "shards_command", "validate_command", "evaluate_command", "__main__"),
     ("callbacks",),
     ("fitting", "training", "fit_checks", "card_making", "validation", "recipe", "ranks"),
     ("module",),
@@ -23,6 +23,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "feature_sums",
         "fidelity",
         "measurement",
+        "intervals",
+        "resampled_scores",
+        "near_copies",
+        "proportions",
+        "yardstick",
+        "contenders",
+        "cost",
+        "comparison",
+        "comparison_table",
         "metrics",
         "reference",
         "packing",
@@ -65,6 +74,7 @@ MAY_IMPORT_PACKAGES = (
     "trainer_checks",
     "shards_command",
     "validate_command",
+    "evaluate_command",
 )  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them

@@ -29,7 +29,16 @@ def losses(place: Path, options: tuple[str, ...]) -> dict[str, list[float]]:
         seen.setdefault(module.phase.source, []).append(round(float(outputs["loss"].detach()), 6))
         return outputs
 
-    quiet = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.sources", "[digit4]")
+    quiet = (
+        "--metrics.extractor",
+        "none",
+        "--trainer.logger",
+        "false",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--data.sources",
+        "[digit4]",
+    )
     where = ("--data.root", str(place / "shards"), "--store", str(place / "store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CompartmentalizedDiffusion, "training_step", noting)

@@ -1,0 +1,215 @@
+"""The command line of `evaluate`: every way to sample from a store, and other stores, in one table."""
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from callbacks.figures import image_rows
+from cdm_lightning.comparison import Comparison, environment
+from cdm_lightning.comparison_table import markdown
+from cdm_lightning.contenders import opened_models
+from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.extractors import FeatureExtractor, open_extractor
+from cdm_lightning.fit_record import fit_record
+from cdm_lightning.generation import Settings
+from cdm_lightning.images import from_uint8
+from cdm_lightning.intervals import ratio_interval
+from cdm_lightning.metrics import score_name
+from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.reference import FEWEST
+from cdm_lightning.store import Store
+from cdm_lightning.tensor_files import Json, write_atomic
+from cdm_lightning.validate_command import SEEDS, heldout_images, place_of_images
+from cdm_lightning.yardstick import Yardstick
+from datamodules import ShardDataModule
+from datamodules.manifest import data_sha256
+from datamodules.splits import HELDOUT, TRAIN, Part
+
+SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
+LEAST = 4  # images: half of them is what a score needs
+PICTURES = 12  # columns of the picture
+BASE = "routed"
+PARTS: tuple[Part, ...] = (TRAIN, HELDOUT)
+NOT_SHOWN = ("identity", "replicates", "yardstick")  # of a row, in the table
+
+
+def evaluate_parser() -> Parser:
+    """Return the parser of `evaluate`."""
+    parser = new_parser("evaluate", "Compare every way to sample from a store, and other stores, in one table.")
+    parser.add_argument("--store", type=str, required=True, help="the store")
+    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    parser.add_argument(
+        "--out", type=str, required=True, help="folder for table.md, table.json, samples.png, and the rows as they come"
+    )
+    parser.add_argument(
+        "--strategies",
+        type=str,
+        nargs="+",
+        default=None,
+        help="rows: closed_form (no network), public (no source), or strategies of `sample`; NAME@inf turns the "
+        "closed-form start off; by default all that the store allows",
+    )
+    parser.add_argument(
+        "--against",
+        type=str,
+        nargs="+",
+        default=None,
+        help="LABEL=STORE: other stores, a row each; LABEL@inf=STORE as above",
+    )
+    parser.add_argument(
+        "--base",
+        type=str | None,
+        default=None,
+        help="row that the others are divided by; by default routed, or the first",
+    )
+    parser.add_argument(
+        "--root", type=str | None, default=None, help="folder of the shards; by default the one that the fit recorded"
+    )
+    parser.add_argument(
+        "--exclude", type=str | None, default=None, help="file of keys, one a line, that are not used; as --root"
+    )
+    parser.add_argument(
+        "--extractor",
+        type=Literal["effnet-lite0", "inception"],
+        default="effnet-lite0",
+        help="makes the features that are compared; with inception the Frechet distance is the FID",
+    )
+    parser.add_argument(
+        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
+    )
+    parser.add_argument("--n", type=int, default=2000, help=f"sampled images, at least {LEAST}")
+    parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
+    parser.add_argument("--json", type=str | None, default=None, help="also write table.json to this file")
+    return parser
+
+
+def evaluate(config: Any) -> dict[str, Any]:
+    """Compare what a parsed command line names, write tables and picture into its folder, return what table.json holds.
+
+    Raises:
+        BadInput: a store, a source, a row, the images or a setting cannot be used.
+    """
+    settings, out = settings_of(config), Path(config.out)
+    store = Store.open(Path(config.store))
+    sources = store.choose(config.sources)
+    models = opened_models(store, sources, listed(config.strategies), config.against or [], config.device)
+    base = chosen_base(config.base, list(models))
+    root, exclude = place_of_images(config, fit_record(store), store)
+    images = Images(store, sources, root, exclude)
+    extractor = open_extractor(config.extractor, None if config.inception is None else Path(config.inception))
+    folder = out / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    make_yardstick = partial(images.yardstick, extractor, out / "features")
+    comparison = Comparison(folder, settings, extractor, images.identity(), make_yardstick)
+    order = [base, *(name for name in models if name != base)]
+    rows = {name: comparison.row(*models[name], *models[base]) for name in order}
+    report = {
+        "store": str(store.path),
+        "sources": sources,
+        "root": str(root),
+        "exclude": exclude,
+        "split": HELDOUT,
+        "base": base,
+        "extractor": extractor.name,
+        **{name: getattr(settings, name) for name in ("n", *SAMPLED_WITH)},
+        **environment(),
+        **rows[base]["yardstick"],
+        "rows": [shown(rows[name], rows[base], score_name("frechet", settings.n, extractor.name)) for name in models],
+    }
+    pictures = {name: comparison.samples(*models[name]).images[:PICTURES] for name in models}
+    write(out, report, pictures)
+    return report
+
+
+def settings_of(config: Any) -> Settings:
+    """Return how the command line says that images are sampled.
+
+    Raises:
+        BadInput: a number is out of range, or the folder is none.
+    """
+    if config.n < LEAST:
+        raise BadInput(f"--n is {config.n}; expected at least {LEAST}")
+    if not 0 <= config.seed < SEEDS:
+        raise BadInput(f"--seed is {config.seed}; expected 0 to {SEEDS - 1}")
+    if Path(config.out).exists() and not Path(config.out).is_dir():
+        raise BadInput(f"--out {config.out} is a file; name a folder")
+    return Settings(n=config.n, **{name: config[name] for name in SAMPLED_WITH})
+
+
+def listed(given: list[str] | None) -> list[str]:
+    """Return the names in words of a command line: `a b`, `a,b` or `[a, b]`."""
+    words = " ".join(given or []).translate(str.maketrans("[],", "   "))
+    return words.split()
+
+
+def chosen_base(name: str | None, rows: list[str]) -> str:
+    """Return the name of the row that the others are divided by.
+
+    Raises:
+        BadInput: there is no such row.
+    """
+    if name is None:
+        return BASE if BASE in rows else rows[0]
+    if name not in rows:
+        raise BadInput(f"--base '{name}' is none of the rows, {', '.join(rows)}{did_you_mean(name, rows)}")
+    return name
+
+
+class Images:
+    """The images of chosen sources that samples are measured with.
+
+    Raises:
+        BadInput: a source has too few of them, or they are not as large as those of the store.
+    """
+
+    def __init__(self, store: Store, sources: list[str], root: Path, exclude: str | None) -> None:
+        channels, size, _ = store.info.image_shape
+        self._data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
+        self._heldout = heldout_images(store, sources, root, exclude)
+        for source in sources:
+            if (count := len(self._heldout.get(source, ()))) < FEWEST:
+                raise BadInput(
+                    f"source '{source}' has {count} held-out images in '{root}', but evaluate needs {FEWEST} of each: "
+                    "leave it out of --sources, or hold out more (heldout_fraction)"
+                )
+        if sum(map(len, self._heldout.values())) < LEAST:
+            raise BadInput(f"'{root}' has fewer than {LEAST} held-out images of {', '.join(sources)}: hold out more")
+        self._n = {source: store.read_card(source).n for source in sources}
+
+    def identity(self) -> dict[str, Json]:
+        """Return all that a yardstick of these images depends on."""
+        training, heldout = (
+            {source: data_sha256(self._data.used(source, part)) for source in self._n} for part in PARTS
+        )
+        return {"training": training, "heldout": heldout, "n": self._n}
+
+    def yardstick(self, extractor: FeatureExtractor, kept: Path) -> Yardstick:
+        """Return the yardstick of these images; features are kept in a folder."""
+        training = {source: self._data.images(source, TRAIN)[1] for source in self._n}
+        total = sum(self._n.values())
+        prior = {source: n / total for source, n in self._n.items()}
+        return Yardstick.of(self._heldout, training, prior, extractor, kept)
+
+
+def shown(row: dict[str, Any], base: dict[str, Any], frechet: str) -> dict[str, Any]:
+    """Return what table.json says of a row; `frechet` is the full name of the score that is divided by the base's."""
+    values, replicates = (
+        [one["scores"][frechet] for one in (row, base)],
+        [torch.tensor(one["replicates"], dtype=torch.float64) for one in (row, base)],
+    )
+    ratio = asdict(ratio_interval(*values, *replicates))
+    return {name: value for name, value in row.items() if name not in NOT_SHOWN} | {"frechet_ratio": ratio}
+
+
+def write(out: Path, report: dict[str, Any], pictures: dict[str, Tensor]) -> None:
+    """Write table.json, table.md and samples.png; `pictures` is uint8 [column, channel, height, width] by row."""
+    write_atomic(out / "table.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(out / "table.md", markdown(report).encode())
+    title = f"{report['sampler']} {report['steps']} steps, seed {report['seed']}, the same noise in each column"
+    figure = image_rows({name: from_uint8(images) for name, images in pictures.items()}, title, [])
+    figure.savefig(out / "samples.png")

@@ -1,0 +1,87 @@
+"""Intervals of 95 %: of a score over half-samples of its images, of the ratio of two scores, of a share."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.seeding import generator
+
+REPEATS = 200
+ENDS = (0.025, 0.975)
+NORMAL = 1.959964  # the 97.5 % quantile of a standard normal number
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and the ends of its interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HalfSamples:
+    """Half of the sampled and half of the reference images, drawn without replacement, again and again.
+
+    Over halves, a score varies as much as over independent draws of all images (delete-d jackknife: Shao and Wu 1989,
+    d = n / 2). A bootstrap with replacement would not do: an image drawn twice is its own neighbour, and KID is no
+    longer unbiased. The draws depend on the numbers and the seed alone, so that two models are compared on the same
+    halves: of images that come from the same noise, and of the same reference images.
+
+    Attributes:
+        generated: indices [repeat, n // 2].
+        reference: indices [repeat, m // 2].
+    """
+
+    generated: Tensor
+    reference: Tensor
+
+    @classmethod
+    def draw(cls, generated: int, reference: int, seed: int, repeats: int = REPEATS) -> "HalfSamples":
+        """Draw halves of this many sampled and reference images, at least four of each."""
+        return cls(
+            _halves(generated, repeats, generator(seed, "half of the generated")),
+            _halves(reference, repeats, generator(seed, "half of the reference")),
+        )
+
+
+def _halves(n: int, repeats: int, own: torch.Generator) -> Tensor:
+    return torch.stack([torch.randperm(n, generator=own)[: n // 2] for _ in range(repeats)])
+
+
+def score_interval(value: float, replicates: Tensor) -> Interval:
+    """Return the interval of the expected score of this many images.
+
+    The replicates [repeat] are scores of halves: their spread is that of the score, but a Frechet distance of fewer
+    images is larger. So their mean is moved to the score.
+    """
+    low, high = _ends(replicates - replicates.mean())
+    return Interval(value, value + low, value + high)
+
+
+def ratio_interval(value: float, base: float, replicates: Tensor, base_replicates: Tensor) -> Interval:
+    """Return value / base and its interval, for positive scores of the same halves; see `score_interval`.
+
+    The spread is that of the logarithm of the ratio. What both scores have in common cancels: the ratio of a score to
+    itself is 1, and so are the ends.
+    """
+    logarithm = (replicates / base_replicates).log()
+    low, high = _ends(logarithm - logarithm.mean())
+    ratio = value / base
+    return Interval(ratio, ratio * math.exp(low), ratio * math.exp(high))
+
+
+def _ends(deviations: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(deviations, torch.tensor(ENDS, dtype=deviations.dtype)).tolist()
+    return low, high
+
+
+def share_interval(count: int, n: int) -> Interval:
+    """Return count / n and the interval of the probability behind it (Wilson 1927)."""
+    share, spread = count / n, NORMAL**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
