@@ -9,85 +9,43 @@ estimator: what stands in NAME.json is not computed again.
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.evidence_estimators import (
-    KEPT,
-    KNOTS,
-    PASSES,
-    RIDGES,
-    SIGMAS,
-    STEPS_BETWEEN,
-    Cast,
-    Ratios,
-    gaussians,
-    kernel,
-    network,
-    path,
-    pseudo_cast,
-)
+from benchmarks.evidence_estimators import STEPS_BETWEEN, Cast, gaussians, kernel, network, path, pseudo_cast
+from benchmarks.evidence_ratios import KEPT, KNOTS, PASSES, PUBLIC_SHARE, RIDGES, Ratios
+from benchmarks.evidence_scores import Densities, curves, judged, logit_error, loss
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
-from cdm_lightning.attribution import accuracy, cross_entropy
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.public import TEMPERATURES
 from cdm_lightning.store import Store
 from datamodules import ShardDataModule
 
-Densities = Mapping[float, Tensor]
-LEVELS, PAIRS = 8, 1
-
-
-def by_source(weights: Tensor) -> list[Tensor]:
-    """Split weights [source, source * image] into one [source, image] per true source."""
-    return list(weights.chunk(len(weights), dim=1))
-
-
-def loss(density: Tensor, temperature: float) -> float:
-    """Return the cross-entropy of the posterior of log densities [source, source * image], in nats; equal priors."""
-    return cross_entropy(by_source((density / temperature).softmax(0)))
-
-
-def judged(real: Densities, pseudo: Densities) -> list[dict[str, float]]:
-    """Return the scores at each level, by a temperature that was fitted on the pseudo-sources."""
-    scores = []
-    for sigma, density in real.items():
-        temperature = min(TEMPERATURES.tolist(), key=lambda t: loss(pseudo[sigma], t))
-        scores.append(
-            {
-                "sigma": sigma,
-                "cross_entropy": loss(density, 1.0),
-                "tempered": loss(density, temperature),
-                "temperature": temperature,
-                "accuracy": accuracy(by_source(density.softmax(0))),
-            }
-        )
-    return scores
+LEVELS, PAIRS = 4, 1
 
 
 class Benchmark:
     """Casts of the store's sources and of `public`'s classes, and the estimators over both."""
 
-    def __init__(self, store: Store, root: str, images: int, network_images: int, seed: int) -> None:
+    def __init__(self, store: Store, root: str, images: int, network_images: int, head_images: int, seed: int) -> None:
         channels, size, _ = store.info.image_shape
         data = ShardDataModule(root, image_size=size, channels=channels)  # type: ignore[arg-type]
         self.compartments = open_compartments(store, "all", sigma_switch=None, device="cpu")
-        self.network_images, self.seed = network_images, seed
+        self.network_images, self.head_images, self.seed = network_images, head_images, seed
         train = {source: from_uint8(data.images(source, "train")[1]) for source in self.compartments}
         held_out = [from_uint8(data.images(source, "heldout")[1][:images]) for source in self.compartments]
         self.real = Cast.of(self.compartments, train, held_out, seed)
         parts = {part: data.images("public", part) for part in ("train", "heldout")}  # type: ignore[arg-type]
         self.public = from_uint8(parts["train"][1])
         of_class = {part: _by_label(from_uint8(x), labels) for part, (_, x, labels) in parts.items()}
-        names = sorted(of_class["train"])
+        names = sorted(set(of_class["train"]) & set(of_class["heldout"]))
         shown = [of_class["heldout"][name][:images] for name in names]
         self.pseudo = pseudo_cast(self.compartments, {name: of_class["train"][name] for name in names}, shown, seed)
 
@@ -99,6 +57,7 @@ class Benchmark:
             "gaussians": lambda: self.scores(gaussians),
             f"gaussians, first {few}": lambda: self.scores(gaussians, few),
             "ratio": self.ratio,
+            "ratio + gaussians": self.pooled,
             "path": lambda: self.scores(path, few),
             "network": lambda: self.scores(lambda cast: network(cast, LEVELS, PAIRS, self.seed), few),
         }
@@ -115,59 +74,48 @@ class Benchmark:
             "levels": judged(densities, estimator(pseudo)),
         }
 
-    def ratio(self) -> dict[str, Any]:
-        """Return the scores of the heads, with the ridge that is best on the pseudo-sources below the switch."""
-        ratios = Ratios(self.compartments, self.public, self.seed)
+    @cached_property
+    def logits(self) -> tuple[float, Densities, Densities]:
+        """Return the ridge that is best on the pseudo-sources below the switch, and the heads' logits on both casts."""
+        ratios = Ratios(self.compartments, self.public, self.head_images, self.seed)
         pseudo = ratios.of(self.pseudo)
         by_ridge = {ridge: pseudo.logits(pseudo.heads(ridge)) for ridge in RIDGES}
         ridge = min(RIDGES, key=lambda r: sum(loss(d, 1.0) for s, d in by_ridge[r].items() if s <= 1))
         real = ratios.of(self.real)
-        heads = real.heads(ridge)
-        logits = real.logits(heads)
+        return ridge, real.logits(real.heads(ridge)), by_ridge[ridge]
+
+    def ratio(self) -> dict[str, Any]:
+        """Return the scores of the heads."""
+        ridge, real, pseudo = self.logits
         return {
             "images_per_source": self.real.images,
-            "half_passes_per_level": 1,
             "ridge": ridge,
-            "levels": judged(logits, by_ridge[ridge]),
-            "error": [_logit_error(sigma, logit) for sigma, logit in logits.items()],
+            "levels": judged(real, pseudo),
+            "error": [logit_error(sigma, logit) for sigma, logit in real.items()],
         }
 
-
-def _logit_error(sigma: float, logit: Tensor) -> dict[str, float]:
-    """Return how often a head calls a held-out image of its own, or of another source, its own rather than public."""
-    own = torch.eye(len(logit), dtype=torch.bool).repeat_interleave(logit.shape[1] // len(logit), dim=1)
-    return {
-        "sigma": sigma,
-        "own_above_0": float((logit[own] > 0).float().mean()),
-        "others_above_0": float((logit[~own] > 0).float().mean()),
-        "own_mean_logit": float(logit[own].mean()),
-        "others_mean_logit": float(logit[~own].mean()),
-    }
+    def pooled(self) -> dict[str, Any]:
+        """Return the scores of the heads' logits plus the closed forms' log densities over a temperature."""
+        _, real, pseudo = self.logits
+        form, pseudo_form = gaussians(self.real), gaussians(self.pseudo)
+        share = {
+            sigma: min(TEMPERATURES.tolist(), key=lambda t: loss(logit + pseudo_form[sigma] / t, 1.0))
+            for sigma, logit in pseudo.items()
+        }
+        both, pseudo_both = (
+            {sigma: logit + forms[sigma] / share[sigma] for sigma, logit in logits.items()}
+            for logits, forms in ((real, form), (pseudo, pseudo_form))
+        )
+        temperatures = [{"sigma": sigma, "temperature": t} for sigma, t in share.items()]
+        return {
+            "images_per_source": self.real.images,
+            "gaussians": temperatures,
+            "levels": judged(both, pseudo_both),
+        }
 
 
 def _by_label(images: Tensor, labels: list[str]) -> dict[str, Tensor]:
     return {name: images[torch.tensor([label == name for label in labels])] for name in sorted(set(labels))}
-
-
-def curves(result: dict[str, Any]) -> Figure:
-    """Draw cross-entropy, raw and tempered, and accuracy over the noise level."""
-    figure = Figure(figsize=(11, 4.6), dpi=110)
-    left, right = figure.subplots(1, 2)
-    for number, (name, scores) in enumerate(result["estimators"].items()):
-        sigma, colour = [level["sigma"] for level in scores["levels"]], f"C{number}"
-        for key, style, label in (("tempered", "-", name), ("cross_entropy", ":", None)):
-            left.plot(sigma, [level[key] for level in scores["levels"]], style, color=colour, label=label, marker=".")
-        right.plot(sigma, [level["accuracy"] for level in scores["levels"]], color=colour, marker=".")
-    chance = math.log(result["sources"])
-    left.axhline(chance, color="grey", linewidth=0.8)
-    left.annotate("knowing nothing", (SIGMAS[0], chance), ha="right", va="bottom", fontsize=8, color="grey")
-    left.set(xscale="log", xlabel="sigma", ylabel="cross-entropy, nats", ylim=(0, 1.5 * chance))
-    left.set_title("cross-entropy: lines tempered, dotted raw", fontsize=10)
-    right.set(xscale="log", xlabel="sigma", ylabel="accuracy", ylim=(0, 1))
-    right.set_title("accuracy", fontsize=10)
-    left.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
 
 
 def main() -> None:
@@ -176,21 +124,34 @@ def main() -> None:
     for name in ("store", "root", "name"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--images", type=int, default=64, help="held-out images of each source")
-    parser.add_argument("--network-images", type=int, default=16, help="the same, where the network runs per source")
+    parser.add_argument("--network-images", type=int, default=8, help="the same, where the network runs per source")
+    parser.add_argument("--head-images", type=int, default=1000, help="training images of each source for its head")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     file = RESULTS / f"{options.name}.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"estimators": {}}
     with torch.inference_mode():
         benchmark = Benchmark(
-            Store.open(Path(options.store)), options.root, options.images, options.network_images, options.seed
+            Store.open(Path(options.store)),
+            options.root,
+            options.images,
+            options.network_images,
+            options.head_images,
+            options.seed,
         )
         result |= {
             "sources": len(benchmark.compartments),
             "sigma_switch": benchmark.compartments.sigma_switch,
             "network": {"levels": LEVELS, "pairs": PAIRS},
             "path": {"steps_between_levels": STEPS_BETWEEN},
-            "ratio": {"knots": KNOTS.tolist(), "features": KEPT, "passes_over_a_source": PASSES, "ridges": RIDGES},
+            "ratio": {
+                "knots": KNOTS.tolist(),
+                "features": KEPT,
+                "passes_over_a_source": PASSES,
+                "images_of_a_source": options.head_images,
+                "images_of_public": PUBLIC_SHARE * options.head_images,
+                "ridges": RIDGES,
+            },
             "seed": options.seed,
             "versions": versions(),
         }

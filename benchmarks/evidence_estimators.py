@@ -9,23 +9,13 @@ from torch import Tensor
 
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.denoiser import per_image
-from cdm_lightning.evidence import (
-    BackboneFeatures,
-    NetworkEvidence,
-    NoisedFeatures,
-    RatioHead,
-    Whitening,
-    path_log_density,
-)
+from cdm_lightning.evidence import NetworkEvidence, path_log_density
 from cdm_lightning.seeding import generator
 from cdm_lightning.source_forms import fit_closed_form
 
 SIGMAS = (20.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 STEPS_BETWEEN = 4
-KNOTS = torch.logspace(math.log10(0.05), math.log10(5.0), 7)
-KEPT, RIDGES, PASSES = 256, (1e-3, 3e-3, 1e-2, 3e-2), 2
-BATCH = 128
+NETWORK_SIGMAS = (0.5, 0.2, 0.05)
 
 
 @dataclass(frozen=True)
@@ -48,10 +38,11 @@ class Cast:
     def of(
         cls, compartments: Compartments, train: Mapping[str, Tensor], held_out: Sequence[Tensor], seed: int
     ) -> "Cast":
-        """Noise the same number of held-out images of every source."""
+        """Noise the first held-out images of every source, as many as the source with the fewest has."""
         levels = path_levels()
         noise = generator(seed, "evidence", *compartments)
-        x, path, before = torch.cat(list(held_out)), [], 0.0
+        fewest = min(len(images) for images in held_out)
+        x, path, before = torch.cat([images[:fewest] for images in held_out]), [], 0.0
         for level in levels.flip(0).tolist():
             x = x + math.sqrt(level**2 - before**2) * torch.randn(x.shape, generator=noise)
             path.append(x)
@@ -115,7 +106,7 @@ def network(cast: Cast, levels: int, pairs: int, seed: int) -> dict[float, Tenso
         NetworkEvidence(own[source], compartment.closed_form, own.sigma_switch, levels, pairs, seed)
         for source, compartment in own.compartments.items()
     ]
-    below = [sigma for sigma in SIGMAS if sigma < own.sigma_switch]
+    below = [sigma for sigma in NETWORK_SIGMAS if sigma < own.sigma_switch]
     return {sigma: torch.stack([one.log_density(*cast.at(sigma)) for one in evidence]) for sigma in below}
 
 
@@ -127,64 +118,3 @@ def path(cast: Cast) -> dict[float, Tensor]:
         for source, part in cast.compartments.compartments.items()
     ]
     return {sigma: torch.stack([one[i * STEPS_BETWEEN] for one in filtered]) for i, sigma in enumerate(SIGMAS)}
-
-
-class Ratios:
-    """Heads of all sources against one stream of noised `public`; its features are computed once.
-
-    Args:
-        compartments: give the frozen backbone and `public`'s closed form.
-        public: training images of `public`.
-        seed: of the noise.
-    """
-
-    def __init__(self, compartments: Compartments, public: Tensor, seed: int) -> None:
-        own, self.seed = compartments, seed
-        guide = own.public.closed_form if own.guided else None
-        self.bare = BackboneFeatures(own.backbone, guide, own.preconditioning)  # type: ignore[arg-type]
-        bare = self.noised(public, "public", 1)
-        self.whitening = Whitening.fit(bare, KNOTS, KEPT)
-        self.public = self.whitening(bare)
-
-    def noised(self, x_0: Tensor, name: str, passes: int) -> NoisedFeatures:
-        """Return bare features of images at levels that are even in log sigma, each image `passes` times."""
-        draws = generator(self.seed, "ratio", name)
-        x_0 = x_0.repeat(passes, 1, 1, 1)
-        share = torch.rand(len(x_0), generator=draws)
-        sigma = KNOTS[0] * (KNOTS[-1] / KNOTS[0]) ** share
-        parts = []
-        for clean, level in zip(x_0.split(BATCH), sigma.split(BATCH), strict=True):
-            parts.append(self.bare(clean + per_image(level, clean) * torch.randn(clean.shape, generator=draws), level))
-        return NoisedFeatures(torch.cat([part.value for part in parts]), sigma)
-
-    def of(self, cast: Cast) -> "CastRatios":
-        """Return the training features of each source of a cast, and those of its held-out images by level."""
-        own = {name: self.whitening(self.noised(x, name, PASSES)) for name, x in cast.train.items()}
-        seen = {}
-        for sigma in [sigma for sigma in SIGMAS if sigma <= float(KNOTS[-1])]:
-            x, level = cast.at(sigma)
-            parts = [self.bare(some, at).value for some, at in zip(x.split(BATCH), level.split(BATCH), strict=True)]
-            seen[sigma] = self.whitening(NoisedFeatures(torch.cat(parts), level))
-        return CastRatios(own, seen, self.public)
-
-
-@dataclass(frozen=True)
-class CastRatios:
-    """Features of a cast: `own` by source for training, `seen` by level, of held-out images; and those of `public`."""
-
-    own: Mapping[str, NoisedFeatures]
-    seen: Mapping[float, NoisedFeatures]
-    public: NoisedFeatures
-
-    def heads(self, ridge: float) -> list[RatioHead]:
-        """Fit the head of every source."""
-        with torch.inference_mode(False), torch.enable_grad():
-            return [RatioHead.fit(_plain(own), _plain(self.public), KNOTS, ridge) for own in self.own.values()]
-
-    def logits(self, heads: Sequence[RatioHead]) -> dict[float, Tensor]:
-        """Return the logits [source, image] by level."""
-        return {sigma: torch.stack([head.logit(seen) for head in heads]) for sigma, seen in self.seen.items()}
-
-
-def _plain(features: NoisedFeatures) -> NoisedFeatures:
-    return NoisedFeatures(features.value.clone(), features.sigma.clone())
