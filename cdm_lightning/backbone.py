@@ -1,12 +1,14 @@
 """The shared network F: U-ViT (Bao et al. 2023, arXiv 2209.12152), one prompt per sample."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import GuideHead
@@ -152,16 +154,8 @@ class UViT(Backbone):
         `label` [batch] is a row of the label embedding, where there is one; by default its last row, which stands for
         "no class" in weights that were trained for classifier-free guidance.
         """
-        tokens: Tensor = self.patch_embed(x)
-        if self.guide_embed is not None:
-            tokens = tokens + self.guide_embed(guide)
         embedding = sinusoidal_embedding(time, self.width)
-        tokens = torch.cat([self._extra_tokens(embedding, label), tokens], 1) + self.pos_embed
-        skips = []
-        for layer, block in enumerate(self.in_blocks):
-            tokens = with_prompt(block, tokens, prompt, layer)
-            skips.append(tokens)
-        tokens = with_prompt(self.mid_block, tokens, prompt, len(skips))
+        tokens, skips = self._first_half(x, embedding, guide, prompt, label)
         for layer, block in enumerate(self.out_blocks, start=len(skips) + 1):
             assert isinstance(block, SkipBlock)
             tokens = block.skip_linear(torch.cat([tokens, skips.pop()], dim=-1))
@@ -171,6 +165,30 @@ class UViT(Backbone):
         if self.guide_head is not None and guide is not None:
             output = output + self.guide_head(torch.cat([x, guide], dim=1), embedding)
         return output
+
+    def features(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
+        """Return what the middle block knows of an image, [batch, 5 width]: see `Featured.features`.
+
+        The mean of the tokens of each quarter of the image, then their deviation over all of it.
+        """
+        tokens = self._first_half(x, sinusoidal_embedding(time, self.width), guide, None, None)[0][:, self.extras :]
+        side = math.isqrt(tokens.shape[1])
+        quarters = adaptive_avg_pool2d(tokens.transpose(1, 2).unflatten(2, (side, side)), 2).flatten(1)
+        return torch.cat([quarters, tokens.std(1, correction=0)], dim=1)
+
+    def _first_half(
+        self, x: Tensor, embedding: Tensor, guide: Tensor | None, prompt: Tensor | None, label: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens after the middle block, and what the second half's blocks join, the first block's first."""
+        tokens: Tensor = self.patch_embed(x)
+        if self.guide_embed is not None:
+            tokens = tokens + self.guide_embed(guide)
+        tokens = torch.cat([self._extra_tokens(embedding, label), tokens], 1) + self.pos_embed
+        skips = []
+        for layer, block in enumerate(self.in_blocks):
+            tokens = with_prompt(block, tokens, prompt, layer)
+            skips.append(tokens)
+        return with_prompt(self.mid_block, tokens, prompt, len(skips)), skips
 
     def _extra_tokens(self, embedding: Tensor, label: Tensor | None) -> Tensor:
         """Return the tokens that stand before those of the patches, [batch, extra, width]: label, time."""

@@ -79,6 +79,11 @@ class PseudoSources:
         rows = (self.group != group).nonzero()[:, 0] if len(self.groups()) > 1 else torch.arange(len(self.group))
         return self.images[self._hashed(rows, "prior")[:PRIOR_IMAGES]]
 
+    def outside(self, fold: int) -> Tensor:
+        """Return at most 2 PRIOR_IMAGES images of all groups that are not in `fold`."""
+        rows = (self.fold != fold).nonzero()[:, 0]
+        return self.images[self._hashed(rows, "prior")[: 2 * PRIOR_IMAGES]]
+
     def outside_fold(self, group: int, fold: int, size: int) -> Tensor:
         """Return `size` images of a group that are not in `fold`, chosen by hash of the key; all, if they are fewer."""
         rows = ((self.group == group) & (self.fold != fold)).nonzero()[:, 0]

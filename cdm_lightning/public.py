@@ -79,7 +79,7 @@ def fit_public(pseudo: PseudoSources, *, seed: int, rank: int, sigma_switch: flo
     closed_form = Gaussians.fit(
         pseudo.images[order[: 2 * PRIOR_IMAGES]], seed=stable_hash(seed, "public", "closed form"), rank=rank
     )
-    calibration = fit_calibration(drafts, seed, sigma_switch)
+    calibration = fit_calibration(pseudo, strength, seed=seed, rank=rank, sigma_switch=sigma_switch)
     return Public(closed_form, strength, drafts.error(seed), calibration, sigma_switch, rank), drafts
 
 
@@ -108,15 +108,17 @@ def _nats(pseudo: PseudoSources, priors: list[Gaussians], strength: Strength, se
     return total
 
 
-def fit_calibration(drafts: Drafts, seed: int, sigma_switch: float) -> Calibration:
+def fit_calibration(
+    pseudo: PseudoSources, strength: Strength, *, seed: int, rank: int, sigma_switch: float
+) -> Calibration:
     """Fit the temperature at each level below the switch, and the floor, on pseudo-sources' images out of fold.
 
     The temperature minimises the cross-entropy of the posterior of the pseudo-source; the floor is the level where
     that is lowest.
     """
-    pseudo, largest = drafts.pseudo, len(drafts.sizes) - 1
     top = min(sigma_switch, 1.0)
     levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), 9)
+    forms = judged_forms(pseudo, strength, seed, rank)
     images = [pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT) for group in pseudo.groups()]
     x_0 = torch.cat(images)
     true = torch.cat([torch.full((len(some),), group) for group, some in enumerate(images)])
@@ -124,10 +126,25 @@ def fit_calibration(drafts: Drafts, seed: int, sigma_switch: float) -> Calibrati
     losses = []
     for level in levels:
         x, sigma = x_0 + level * noise, level.expand(len(x_0))
-        density = torch.stack(
-            [drafts.closed_forms[group, 0, largest].log_density(x, sigma) for group in pseudo.groups()]
-        )
+        density = torch.stack([form.log_density(x, sigma) for form in forms])
         tempered = (density[None] / TEMPERATURES[:, None, None]).log_softmax(1)
         losses.append(-tempered[:, true, torch.arange(len(true))].mean(1))
     best = torch.stack(losses).min(dim=1)
     return Calibration(levels, TEMPERATURES[best.indices], float(levels[best.values.argmin()]))
+
+
+def judged_forms(pseudo: PseudoSources, strength: Strength, seed: int, rank: int) -> list[Gaussians]:
+    """Return a closed form of every pseudo-source outside fold 0, shrunk as a source's is.
+
+    The prior is one for all, of images outside the fold. Priors of the other groups, as the drafts have, would hold
+    fold 0 of every group but its own, and so speak against the true one.
+    """
+    kept = pseudo.outside(0)
+    prior = Gaussians.fit(kept, seed=stable_hash(seed, "public", "calibration", "prior"), rank=rank)
+    forms = []
+    for group in pseudo.groups():
+        images = pseudo.outside_fold(group, 0, max(pseudo.sizes()))
+        named = stable_hash(seed, "public", "calibration", group)
+        own = Gaussians.fit(images, seed=named, public=prior, strength=strength, rank=rank) if len(images) else prior
+        forms.append(own)
+    return forms

@@ -14,7 +14,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
-from cdm_lightning.public import Public, fit_calibration, fit_public
+from cdm_lightning.public import TEMPERATURES, Public, fit_calibration, fit_public, judged_forms
 from cdm_lightning.seeding import generator
 
 SHAPE = (1, 8, 8)
@@ -314,6 +314,34 @@ def test_a_small_pseudo_source_leaves_the_others_their_small_drafts() -> None:
 
 @pytest.mark.parametrize("switch", [0.02, 0.01])
 def test_calibration_levels_rise_for_any_switch(fitted: tuple[Public, Drafts], switch: float) -> None:
-    calibration = fit_calibration(fitted[1], seed=0, sigma_switch=switch)
+    calibration = fit_calibration(fitted[1].pseudo, STRENGTH, seed=0, rank=RANK, sigma_switch=switch)
     assert (calibration.sigma.diff() > 0).all()
     assert calibration.temperature_at(torch.tensor([0.005, 0.02])).isfinite().all()
+
+
+def test_evidence_is_calibrated_by_closed_forms_that_have_not_seen_the_judged_images() -> None:
+    pseudo = pseudo_sources(blobs())
+    changed = pseudo.images.clone()
+    changed[pseudo.fold == 0] = 0.0
+    others = PseudoSources(changed, pseudo.keys, pseudo.group, pseudo.fold)
+    forms, again = (judged_forms(parts, STRENGTH, seed=0, rank=RANK) for parts in (pseudo, others))
+    for form, same in zip(forms, again, strict=True):
+        for name, tensor in form.tensors().items():
+            assert torch.equal(tensor, same.tensors()[name]), name
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.2, 0.6])  # not below the floor
+def test_the_temperature_is_nearly_the_best_one_for_fresh_images(sigma: float) -> None:
+    strong, pseudo = Strength(10.0, 300.0), pseudo_sources(blobs())
+    calibration = fit_calibration(pseudo, strong, seed=0, rank=RANK, sigma_switch=1.0)
+    forms = judged_forms(pseudo, strong, seed=0, rank=RANK)
+    fresh, true = blobs(seed=9), torch.tensor([int(label == "round") for label in LABELS])
+    level = torch.full((120,), sigma)
+    x = fresh + sigma * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(1))
+    density = torch.stack([form.log_density(x, level) for form in forms])
+
+    def loss(temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy((density / temperature).T, true))
+
+    best = min(loss(temperature) for temperature in TEMPERATURES.tolist())
+    assert loss(float(calibration.temperature_at(level)[0])) < best + 0.1
