@@ -85,14 +85,15 @@ class Joined:
 class ConditionalDenoiser:
     """E[x_0 | x, given image] of a composed model, as a callable for a sampler.
 
-    With the score of z split into the closed form's and the rest, which is the network's and is taken at the evened
-    image z' (its known pixels noised to the level of the others),
+    A network denoises images of one level. So the score of z is that of the closed form G plus what the network adds,
+    taken at the evened image z', whose known pixels are noised to the level of the others:
 
         E[x_0 | z] = z + s^2 ( (G(z) - z) / s^2 + (D(z') - G(z')) / level^2 ).
 
-    It is exact where D is the closed form, so above `sigma_switch`, and for any D if all pixels are known. Below the
-    calibration's floor, Gaussians are not trusted, and the rule is z + s^2 (D(z') - z') / level^2: the network sees
-    the known pixels through z' alone. Above it, they are given to the closed form with the floor as their noise.
+    With a calibration that changes nothing it is exact where D is the closed form. If all pixels are known, z' is z and
+    it is D(z), exact for any D. Gaussians are not trusted below the calibration's floor: there it is
+    z + s^2 (D(z') - z') / level^2, so the network sees known pixels with noise, and above the floor G is given them
+    with the floor as their level. Both are approximations.
 
     Args:
         composed: D_i and prior; its strategy is not used.
@@ -175,7 +176,7 @@ def _mixed(weights: Tensor, images: list[Tensor]) -> Tensor:
 def levels(given: Given, steps: int, through: float) -> Tensor:
     """Return the noise levels of `steps` sampler steps; a complete image needs no level far above its own."""
     first = min(SIGMA_MAX, START * given.tau) if given.complete and given.tau > 0 else SIGMA_MAX
-    return karras_sigmas(steps, SIGMA_MIN, max(first, 2 * SIGMA_MIN), through=through)
+    return karras_sigmas(steps, SIGMA_MIN, first, through=through)
 
 
 def restore(denoise: ConditionalDenoiser, noise: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:

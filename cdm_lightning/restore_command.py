@@ -56,7 +56,7 @@ def restore_parser() -> Parser:
     )
     parser.add_argument("--strategy", type=Strategy, default="posterior", help="posterior or routed")
     parser.add_argument("--n", type=int, default=1, help="draws per image")
-    parser.add_argument("--mean", type=bool, default=False, help="the mean of what the image may be, not a draw")
+    parser.add_argument("--mean", action="store_true", help="the mean of what the image may be, not a draw")
     parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SHARED))
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     return parser

@@ -338,7 +338,7 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
     (tmp_path / "noised").mkdir()
     noised = (clean + noise).round().clamp(0, 255).byte()
     Image.fromarray(noised.numpy()).save(tmp_path / "noised" / "0.png")
-    run(store, tmp_path / "out", tmp_path / "noised", "--sigma", "0.3", "--mean", "true")
+    run(store, tmp_path / "out", tmp_path / "noised", "--sigma", "0.3", "--mean")
     error = np.square(pictures(tmp_path / "out")[0] - clean.numpy()).mean()
     assert error < 0.8 * np.square(noised.numpy().astype(int) - clean.numpy()).mean()
 
@@ -356,7 +356,7 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
         (("--mask", "left", "--strategy", "assign"), "'assign' draws a source without a look at the given image"),
         (("--mask", "left", "--sources", "[digit7]"), "unknown source 'digit7'"),
         (("--mask", "left", "--n", "0"), "--n is 0; expected at least 1"),
-        (("--mask", "left", "--n", "2", "--mean", "true"), "--n is 2, but there is one mean: leave out --n or --mean"),
+        (("--mask", "left", "--n", "2", "--mean"), "--n is 2, but there is one mean: leave out --n or --mean"),
         (("--mask", "left", "--out", "text.png"), "--out text.png is a file; name a folder"),
         (("--mask", "left", "none.png"), "none.png cannot be used: there is no such file"),
         (("--mask", "left", "text.png"), "text.png cannot be used: no readable PNG or JPEG image"),
