@@ -28,6 +28,7 @@ commands:
   fit       train the backbone on public if there is none, then fit every source into the store
   shards    write the images of every source as WebDataset tars
   sample    sample images from chosen sources of a store, with each image's credits
+  restore   fill in unknown pixels of given images, or denoise them, with each image's credits
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
   store     list what a store holds (store list), or show one compartment (store show SOURCE)
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         "fit": run_fit,
         "shards": run_shards,
         "sample": run_sample,
+        "restore": run_restore,
         "validate": run_validate,
         "evaluate": run_evaluate,
         "store": run_store,
@@ -117,6 +119,17 @@ def sample_parser() -> Parser:
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     parser.add_class_arguments(Settings)
     return parser
+
+
+def run_restore(arguments: list[str]) -> None:
+    """`restore`: see `cdm_lightning.restoration`."""
+    from cdm_lightning.restore_command import restore_images, restore_parser
+
+    config = restore_parser().parse_args(arguments)
+    _check_json(config.json)
+    report = restore_images(config)
+    print(f"{len(report['images'])} restored images, grid.png and credits.json are in {config.out}")
+    _write_json(config.json, report)
 
 
 def run_validate(arguments: list[str]) -> None:

@@ -204,14 +204,14 @@ def finite_or_text(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def write_pictures(out: Path, images: Tensor, report: dict[str, Any]) -> None:
-    """Write images, uint8 [n, channel, height, width], their grid and their credits; credits.json comes last."""
+def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Tensor | None = None) -> None:
+    """Write images, uint8 [n, channel, height, width], grid (or `sheet`) and credits; credits.json comes last."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
         old.unlink()
     for k, image in enumerate(images):
         (out / f"{k:05d}.png").write_bytes(encode_png(image))
-    (out / "grid.png").write_bytes(encode_png(grid(images)))
+    (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
     (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
 
 

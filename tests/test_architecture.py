@@ -11,7 +11,17 @@ PACKAGES = ("cdm_lightning", "datamodules", "callbacks")
 
 # Highest layer first. A module may import from its own layer and from lower ones. A new module gets its name here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "fit_command", "trainer_checks", "shards_command", "validate_command", "evaluate_command", "__main__"),
+    (
+        "cli",
+        "fit_command",
+        "trainer_checks",
+        "shards_command",
+        "validate_command",
+        "evaluate_command",
+        "restore_command",
+        "given_images",
+        "__main__",
+    ),
     ("callbacks",),
     ("fitting", "training", "fit_checks", "card_making", "validation", "recipe", "ranks"),
     ("module",),
@@ -38,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "store_commands",
         "fit_record",
         "source_forms",
+        "restoration",
     ),
     (
         "composition",
@@ -57,6 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "denoiser",
         "gaussians",
+        "masked_gaussians",
         "prompts",
         "backbone",
         "guide_head",
@@ -75,6 +87,7 @@ MAY_IMPORT_PACKAGES = (
     "shards_command",
     "validate_command",
     "evaluate_command",
+    "given_images",
 )  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them
