@@ -148,9 +148,8 @@ class Restorer:
         given = Given(
             from_uint8(images[[k // self.settings.n for k in indices]]).to(self.known.device), self.known, self.tau
         )
-        forms = {source: compartment.closed_form for source, compartment in self.compartments.compartments.items()}
         denoise = ConditionalDenoiser(
-            composed, forms, public.calibration, given, self._normal(given, indices, "evened")
+            composed, self.compartments.closed_forms, public.calibration, given, self._normal(given, indices, "evened")
         )
         with torch.inference_mode():
             result = Batch(denoise.mean(), None, []) if mean else self._draw(composed, denoise, indices)
