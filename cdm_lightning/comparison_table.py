@@ -25,8 +25,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 EXPLAINED = (
-    "in brackets: intervals of 95 %, of the expected score of this many images, from half-samples of generated and "
-    "reference images; of the ratio from the same halves for both",
+    "in brackets: 1.96 standard errors to both sides, of the expected score of this many images, from half-samples of "
+    "generated and reference images; of the ratio from the same halves for both",
     "seconds: medians, in turns with the base on the same machine, closed forms included; memory: the most that a "
     "process holds which does nothing but sample one batch",
     "off prior: total variation distance of the proportions of sources from their prior, as a classifier "

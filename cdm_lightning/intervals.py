@@ -1,4 +1,4 @@
-"""Intervals of 95 %: of a score over half-samples of its images, of the ratio of two scores, of a share."""
+"""Intervals of nominally 95 %: of a score and of the ratio of two, from half-samples of the images; of a share."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from torch import Tensor
 from cdm_lightning.seeding import generator
 
 REPEATS = 200
-ENDS = (0.025, 0.975)
 NORMAL = 1.959964  # the 97.5 % quantile of a standard normal number
 
 
@@ -53,30 +52,25 @@ def _halves(n: int, repeats: int, own: torch.Generator) -> Tensor:
 
 
 def score_interval(value: float, replicates: Tensor) -> Interval:
-    """Return the interval of the expected score of this many images.
+    """Return the interval of the expected score of this many images: 1.96 standard errors to both sides.
 
-    The replicates [repeat] are scores of halves: their spread is that of the score, but a Frechet distance of fewer
-    images is larger. So their mean is moved to the score.
+    The replicates [repeat] are scores of halves. Their standard deviation is the score's standard error; their mean is
+    not used, since a Frechet distance of fewer images is larger. So the interval is
+    symmetric, and holds a skewed score, such as KID of few images, less often than 95 times of 100.
     """
-    low, high = _ends(replicates - replicates.mean())
-    return Interval(value, value + low, value + high)
+    half = NORMAL * float(replicates.std())
+    return Interval(value, value - half, value + half)
 
 
 def ratio_interval(value: float, base: float, replicates: Tensor, base_replicates: Tensor) -> Interval:
     """Return value / base and its interval, for positive scores of the same halves; see `score_interval`.
 
-    The spread is that of the logarithm of the ratio. What both scores have in common cancels: the ratio of a score to
-    itself is 1, and so are the ends.
+    The standard error is that of the logarithm of the ratio. What both scores have in common cancels: the ratio of a
+    score to itself is 1, and so are the ends.
     """
-    logarithm = (replicates / base_replicates).log()
-    low, high = _ends(logarithm - logarithm.mean())
+    factor = math.exp(NORMAL * float((replicates / base_replicates).log().std()))
     ratio = value / base
-    return Interval(ratio, ratio * math.exp(low), ratio * math.exp(high))
-
-
-def _ends(deviations: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(deviations, torch.tensor(ENDS, dtype=deviations.dtype)).tolist()
-    return low, high
+    return Interval(ratio, ratio / factor, ratio * factor)
 
 
 def share_interval(count: int, n: int) -> Interval:
