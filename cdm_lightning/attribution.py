@@ -14,8 +14,8 @@ from cdm_lightning.seeding import generator, normal
 DRAWS = 16
 BINS = 15
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
-IMAGES, IMAGES_OF_ALL = 64, 160
-IMAGES_PER_LEVEL = 16
+IMAGES, IMAGES_OF_ALL = 64, 120
+IMAGES_PER_LEVEL = 12
 
 
 def credits_of(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int = 0) -> Tensor:

@@ -59,7 +59,7 @@ class Metrics:
 
     extractor: Literal["effnet-lite0", "inception", "none"] = "effnet-lite0"
     inception: str | None = None
-    n: int = 128
+    n: int = 96
     every: int = 0
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def validate_parser() -> Parser:
     parser.add_argument(
         "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
     )
-    parser.add_argument("--n", type=int, default=128, help="sampled images, at least 2")
+    parser.add_argument("--n", type=int, default=96, help="sampled images, at least 2")
     parser.add_argument(
         "--strategy", type=Strategy, default=None, help="of `sample`; by default the one that the fit recorded"
     )
