@@ -141,7 +141,14 @@ def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[
         return None
     most = min(max(IMAGES_OF_ALL // len(composed.sources), IMAGES_PER_LEVEL), IMAGES)
     images = [from_uint8(held_out[source][:most]) for source in composed.sources]
+    few = [x_0[:IMAGES_PER_LEVEL] for x_0 in images]
     with torch.inference_mode():
-        credits = judge([credits_of(composed, x_0, floor) for x_0 in images])
-        by_sigma = [judge([weights_at(composed, x_0[:IMAGES_PER_LEVEL], sigma) for x_0 in images]) for sigma in SIGMAS]
-    return HeldOutCredits(credits, by_sigma)
+        credits = _by_source(credits_of(composed, torch.cat(images), floor), images)
+        by_sigma = [_by_source(weights_at(composed, torch.cat(few), sigma), few) for sigma in SIGMAS]
+    return HeldOutCredits(judge(credits), [judge(weights) for weights in by_sigma])
+
+
+def _by_source(weights: Tensor, images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Cut weights [source, batch] into those of the images of each true source."""
+    parts: tuple[Tensor, ...] = weights.split([len(x_0) for x_0 in images], dim=1)
+    return parts
