@@ -13,7 +13,7 @@ from cdm_lightning.generation import Batch, Settings, sample_batch
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.sampling import Method, OnStep
 
-IMAGES = 8
+IMAGES = 6
 PATHS = 4
 
 
