@@ -132,15 +132,17 @@ class ConditionalDenoiser:
         joined = self.given.joined(x, float(sigma[0]))
         if joined.level == 0:
             return joined.z
+        even, level = joined.evened(self.noise), torch.full_like(sigma, joined.level)
+        left = joined.share(joined.level)
+        if self.given.complete or joined.level < self.calibration.floor:
+            weights = self._closed_form(joined)[0] if self.followed is None else self.followed
+            return joined.z + left * (self.composed.mixed(even, level, weights) - even)
         weights, drafts = self._closed_form(joined)
         weights = weights if self.followed is None else self.followed
-        even, level = joined.evened(self.noise), torch.full_like(sigma, joined.level)
-        denoised = self.composed.mixed(even, level, weights)
-        if self.given.complete or joined.level < self.calibration.floor:
-            return joined.z + joined.share(joined.level) * (denoised - even)
         even_draft = _mixed(weights, [form.gaussians.denoise(even, level) for form in self.forms])
         by_closed_form = joined.share(self._trusted(joined)) * (_mixed(weights, drafts) - joined.z)
-        return joined.z + by_closed_form + joined.share(joined.level) * (denoised - even_draft)
+        by_network = left * (self.composed.mixed(even, level, weights) - even_draft)
+        return joined.z + by_closed_form + by_network
 
     def mean(self) -> Tensor:
         """Return E[x_0 | given image]: D(y; tau) if all pixels are known, else the closed form's."""
