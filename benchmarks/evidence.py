@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.evidence_estimators import STEPS_BETWEEN, Cast, gaussians, kernel, network, path, pseudo_cast
 from benchmarks.evidence_ratios import KEPT, KNOTS, PASSES, PUBLIC_SHARE, RIDGES, Ratios
-from benchmarks.evidence_scores import Densities, curves, judged, logit_error, loss
+from benchmarks.evidence_scores import Densities, curves, draw_noise, judged, logit_error, loss
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.images import from_uint8
@@ -59,7 +59,7 @@ class Benchmark:
             "ratio": self.ratio,
             "ratio + gaussians": self.pooled,
             "path": lambda: self.scores(path, few),
-            "network": lambda: self.scores(lambda cast: network(cast, LEVELS, PAIRS, self.seed), few),
+            "network": lambda: self.by_network(few),
         }
 
     def scores(self, estimator: Callable[[Cast], Densities], images: int | None = None) -> dict[str, Any]:
@@ -73,6 +73,13 @@ class Benchmark:
             "evaluations_per_image": evaluations,
             "levels": judged(densities, estimator(pseudo)),
         }
+
+    def by_network(self, images: int) -> dict[str, Any]:
+        """Return the scores of the denoising error on the first images, and the noise of its draws."""
+        scores = self.scores(lambda cast: network(cast, LEVELS, PAIRS, self.seed), images)
+        few = self.real.first(images)
+        draws = [network(few, LEVELS, PAIRS, seed) for seed in (self.seed, self.seed + 1)]
+        return scores | {"draw_noise": draw_noise(*draws)}
 
     @cached_property
     def logits(self) -> tuple[float, Densities, Densities]:

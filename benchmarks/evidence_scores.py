@@ -42,6 +42,20 @@ def judged(real: Densities, pseudo: Densities) -> list[dict[str, float]]:
     return scores
 
 
+def draw_noise(density: Densities, again: Densities) -> list[dict[str, float]]:
+    """Return, at each level in nats, how much of the differences between sources is the noise of the draws.
+
+    Both are log densities [source, image] of the same images, from independent draws. `between_draws` is the deviation
+    of one of them by its draws, `between_sources` that of its differences between sources, noise included.
+    """
+    rows = []
+    for sigma, first in density.items():
+        one, other = first - first.mean(0), again[sigma] - again[sigma].mean(0)
+        noise = float((one - other).std()) / math.sqrt(2)
+        rows.append({"sigma": sigma, "between_draws": noise, "between_sources": float(one.std())})
+    return rows
+
+
 def logit_error(sigma: float, logit: Tensor) -> dict[str, float]:
     """Return how often a head calls a held-out image of its own, or of another source, its own rather than public."""
     own = torch.eye(len(logit), dtype=torch.bool).repeat_interleave(logit.shape[1] // len(logit), dim=1)
@@ -58,7 +72,7 @@ def curves(result: dict[str, Any]) -> Figure:
     """Draw cross-entropy, raw and tempered, and accuracy over the noise level."""
     figure = Figure(figsize=(11, 4.6), dpi=110)
     left, right = figure.subplots(1, 2)
-    for number, (name, scores) in enumerate(result["estimators"].items()):
+    for number, (name, scores) in enumerate(sorted(result["estimators"].items())):
         sigma, colour = [level["sigma"] for level in scores["levels"]], f"C{number}"
         for key, style, label in (("tempered", "-", name), ("cross_entropy", ":", None)):
             left.plot(sigma, [level[key] for level in scores["levels"]], style, color=colour, label=label, marker=".")
