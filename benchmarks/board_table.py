@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cdm_lightning.text_tables import markdown
+
 GROUPS = {"backbone": ("in_training",), "composed": ("composed", "newest_source")}
 
 
@@ -34,10 +36,10 @@ def table(scores: dict[str, dict[int, float]]) -> str:
                 cells[f"{title}@{seen_by}"][step] = f"{value:.1f}"
             elif metric in ("precision", "recall"):
                 cells[f"{metric}@{seen_by}"][step] = f"{value:.2f}"
-    lines = [["step", *cells], ["---"] * (len(cells) + 1)]
+    lines = [["step", *cells]]
     for step in sorted({step for column in cells.values() for step in column}):
         lines.append([str(step), *(column.get(step, "") for column in cells.values())])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def main() -> None:

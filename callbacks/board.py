@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cdm_lightning.text_tables import markdown
+
 Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
@@ -53,7 +55,5 @@ def log_hyperparameters(
 
 def log_table(trainer: Trainer, tag: str, corner: str, values: Tensor, names: Sequence[str], step: int) -> None:
     """Give a square matrix of numbers as a table, one row and one column per name."""
-    lines = [f"| {corner} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for name, row in zip(names, values.tolist(), strict=True):
-        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
-    log_text(trainer, tag, "\n".join(lines), step)
+    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, values.tolist(), strict=True)]
+    log_text(trainer, tag, markdown([[corner, *names], *rows]), step)

@@ -2,12 +2,10 @@
 
 import hashlib
 import logging
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from cdm_lightning.generation import Settings, finite_or_text
 from cdm_lightning.intervals import REPEATS
 from cdm_lightning.measurement import PACKAGES
 from cdm_lightning.tensor_files import Json, json_text, read_object, read_tensors, write_atomic, write_tensors
+from cdm_lightning.versions import versions
 from cdm_lightning.yardstick import Yardstick
 
 OF_THE_CONTENDER = ("strategy", "sigma_switch")  # settings that each contender has its own of
@@ -143,9 +142,8 @@ def key_of(parts: Json) -> str:
 
 def environment() -> dict[str, Json]:
     """Return what computes: versions, threads, kind of CPU."""
-    packages = (*PACKAGES, "scikit-learn", "numpy")
     return {
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": dict(versions(*PACKAGES, "scikit-learn", "numpy")),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }

@@ -1,10 +1,11 @@
 """A comparison as text: two narrow tables for the terminal, the same and the proportions in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from cdm_lightning import text_tables
 from cdm_lightning.metrics import score_name
-from cdm_lightning.store_commands import aligned
+from cdm_lightning.text_tables import aligned
 
 NOTHING = "-"
 MEBIBYTE = 2**20
@@ -21,7 +22,7 @@ def markdown(report: dict[str, Any]) -> str:
     """Return a report as Markdown."""
     tables = [quality(report), cost(report), *([proportions(report)] if report["judge"] else [])]
     notes = "\n".join(f"- {line}" for line in [*remarks(report), *EXPLAINED, settings(report)])
-    return "\n\n".join([*map(_markdown_table, tables), notes]) + "\n"
+    return "\n\n".join([*map(text_tables.markdown, tables), notes]) + "\n"
 
 
 EXPLAINED = (
@@ -107,8 +108,3 @@ def settings(report: dict[str, Any]) -> str:
         f"n {report['n']}, {report['sampler']} {report['steps']} steps, seed {report['seed']}, "
         f"extractor {report['extractor']}, {report['reference_images']} held-out images of {report['root']}"
     )
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdm_lightning.denoiser import per_image, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import Evidence
-from cdm_lightning.seeding import image_generators
+from cdm_lightning.seeding import image_generators, uniform
 
 Strategy = Literal["routed", "assign", "draft", "posterior", "uniform"]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -152,16 +152,15 @@ class Trajectory:
     def __init__(self, composed: ComposedDenoiser, seed: int, indices: Sequence[int]) -> None:
         self.composed = composed
         self.jump = composed.sigma_switch if composed.strategy == "routed" else math.inf
-        draws = [torch.rand((), generator=g, dtype=torch.float64) for g in image_generators(seed, indices, "source")]
-        self._uniform = torch.stack(draws)
+        self._uniform = uniform(image_generators(seed, indices, "source"))
         self.drawn: Tensor | None = None
         if composed.strategy == "assign":
-            self._draw(composed.prior[:, None].expand(-1, len(indices)))
+            self.drawn = draw_source(composed.prior[:, None].expand(-1, len(indices)), self._uniform)
 
     def on_step(self, x: Tensor, sigma: Tensor) -> None:
         """Draw each image's source if this step starts at the switch or below it, and none was drawn."""
         if self.composed.strategy == "routed" and self.drawn is None and float(sigma[0]) <= self.composed.sigma_switch:
-            self._draw(self.composed.weights(x, sigma))
+            self.drawn = draw_source(self.composed.weights(x, sigma), self._uniform)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D(x; sigma), shaped as x, of the source that each image follows, or of the mixture before a draw."""
@@ -171,8 +170,14 @@ class Trajectory:
             return self.composed(x, sigma)
         return self.composed.rows(x, sigma, self.drawn.to(x.device))
 
-    def _draw(self, weights: Tensor) -> None:
-        """Draw one source per image from `weights` [source, batch] by inversion of their cumulative sum."""
-        cumulative = weights.double().cpu().cumsum(0).T.contiguous()
-        target = (self._uniform * cumulative[:, -1])[:, None]
-        self.drawn = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(len(weights) - 1)
+
+def draw_source(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return a source [batch] per image, drawn from `weights` [source, batch] by inversion of their cumulative sum.
+
+    Args:
+        weights: of any positive sum.
+        uniform: one number in [0, 1) per image [batch], float64, on the CPU; so is the result.
+    """
+    cumulative = weights.double().cpu().cumsum(0).T.contiguous()
+    target = (uniform * cumulative[:, -1])[:, None]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(len(weights) - 1)

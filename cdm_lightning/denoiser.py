@@ -165,9 +165,13 @@ def guided_denoise(
         error: r [batch], the root mean square error to expect of the draft; the loss divides by it.
     """
     c_in = per_image(preconditioning.c_in(sigma), x)
-    guide = torch.cat([draft, (x - draft) / per_image(sigma, x)], dim=1)
-    output = network(c_in * x, preconditioning.c_noise(sigma), guide=guide)
+    output = network(c_in * x, preconditioning.c_noise(sigma), guide=guide_of(x, sigma, draft))
     return draft + per_image(error, x) * output.to(x.dtype)
+
+
+def guide_of(x: Tensor, sigma: Tensor, draft: Tensor) -> Tensor:
+    """Return what a guided network is shown: draft and residual (G, (x - G) / sigma) [batch, 2 channel, ...]."""
+    return torch.cat([draft, (x - draft) / per_image(sigma, x)], dim=1)
 
 
 def score(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:

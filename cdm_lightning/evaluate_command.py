@@ -16,7 +16,7 @@ from cdm_lightning.contenders import opened_models
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.generation import Settings
+from cdm_lightning.generation import Settings, check_folder
 from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
 from cdm_lightning.metrics import score_name
@@ -24,7 +24,7 @@ from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.reference import FEWEST
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import Json, write_atomic
-from cdm_lightning.validate_command import SEEDS, heldout_images, place_of_images
+from cdm_lightning.validate_command import add_image_options, check_seed, heldout_images, place_of_images
 from cdm_lightning.yardstick import Yardstick
 from datamodules import ShardDataModule
 from datamodules.manifest import data_sha256
@@ -67,12 +67,7 @@ def evaluate_parser() -> Parser:
         default=None,
         help="row that the others are divided by; by default routed, or the first",
     )
-    parser.add_argument(
-        "--root", type=str | None, default=None, help="folder of the shards; by default the one that the fit recorded"
-    )
-    parser.add_argument(
-        "--exclude", type=str | None, default=None, help="file of keys, one a line, that are not used; as --root"
-    )
+    add_image_options(parser)
     parser.add_argument(
         "--extractor",
         type=Literal["effnet-lite0", "inception"],
@@ -101,7 +96,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
     images = Images(store, sources, root, exclude)
-    extractor = open_extractor(config.extractor, None if config.inception is None else Path(config.inception))
+    extractor = open_extractor(config.extractor, config.inception)
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     make_yardstick = partial(images.yardstick, extractor, out / "features")
@@ -134,10 +129,8 @@ def settings_of(config: Any) -> Settings:
     """
     if config.n < LEAST:
         raise BadInput(f"--n is {config.n}; expected at least {LEAST}")
-    if not 0 <= config.seed < SEEDS:
-        raise BadInput(f"--seed is {config.seed}; expected 0 to {SEEDS - 1}")
-    if Path(config.out).exists() and not Path(config.out).is_dir():
-        raise BadInput(f"--out {config.out} is a file; name a folder")
+    check_seed(config.seed)
+    check_folder(Path(config.out))
     return Settings(n=config.n, **{name: config[name] for name in SAMPLED_WITH})
 
 

@@ -105,13 +105,15 @@ class EfficientNetLite0:
         return in_batches(lambda some: network(effnet_input(some)), images, self.dimension)
 
 
-def open_extractor(name: Literal["effnet-lite0", "inception"], weights: Path | None = None) -> FeatureExtractor:
+def open_extractor(name: Literal["effnet-lite0", "inception"], weights: str | None = None) -> FeatureExtractor:
     """Return an extractor by its name; `weights` is a file for Inception.
 
     Raises:
         BadInput: Inception's weights cannot be used.
     """
-    return Inception(weights) if name == "inception" else EfficientNetLite0()
+    if name == "inception":
+        return Inception(None if weights is None else Path(weights))
+    return EfficientNetLite0()
 
 
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, dimension: int) -> Tensor:

@@ -106,7 +106,7 @@ def quality_of(config: Namespace) -> list[Quality]:
     metrics = Metrics(**vars(config.metrics))
     if metrics.extractor == "none":
         return []
-    extractor = open_extractor(metrics.extractor, None if metrics.inception is None else Path(metrics.inception))
+    extractor = open_extractor(metrics.extractor, metrics.inception)
     sampled = (metrics.n, Path(config.store) / "runs" / "sources", config.sampler.steps, config.sampler.name)
     return [Quality(extractor, *sampled)]
 

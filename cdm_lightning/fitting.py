@@ -41,10 +41,11 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     data.prepare()
     sources = data.chosen_sources()
     store = Store(store_path)
-    check_public_mix(recipe.module(), data)
+    described = recipe.module()
+    check_public_mix(described, data)
     check_data(data, sources, needs_public=not store.has_backbone() or data.public_mix > 0)
     if store.has_backbone():
-        check_backbone(store, recipe.module(), data)
+        check_backbone(store, described, data)
     new_backbone = int(not Store.create(store_path).has_backbone())
     total = len(sources) + new_backbone
     if new_backbone:

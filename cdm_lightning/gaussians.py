@@ -165,7 +165,10 @@ class Gaussians:
         return Gaussians.from_tensors(joined, self.shape)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Gaussians":
-        """Return the same mixture on another device, or in another dtype."""
+        """Return the same mixture on another device, or in another dtype; itself, if it is there already."""
+        device, dtype = torch.device(device), dtype or self.mean.dtype
+        if (self.mean.device, self.mean.dtype) == (device, dtype):
+            return self
         moved = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}
         return Gaussians.from_tensors(moved, self.shape)
 

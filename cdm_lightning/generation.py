@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,8 +136,7 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     Raises:
         BadInput: the store, a source, or a setting cannot be used.
     """
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out} is a file; name a folder")
+    check_folder(out)
     store = Store.open(store_path)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
@@ -166,6 +165,12 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     return report
 
 
+def check_folder(out: Path) -> None:
+    """Raise BadInput if there is a file where a command shall make its folder."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file; name a folder")
+
+
 def guided(
     composed: ComposedDenoiser, everything: Compartments, settings: Settings
 ) -> ComposedDenoiser | GuidedDenoiser:
@@ -186,17 +191,18 @@ def image_rows(
     """Yield what credits.json says of each image."""
     credit = credits_of(composed, batch.images.clamp(-1, 1), floor, seed)
     for row, k in enumerate(indices):
-        course = [[sigma, _by_source(composed, weights[:, row])] for sigma, weights in batch.trajectory]
+        course = [[sigma, by_source(composed.sources, weights[:, row])] for sigma, weights in batch.trajectory]
         yield {
             "file": f"{k:05d}.png",
-            "credits": _by_source(composed, credit[:, row]),
+            "credits": by_source(composed.sources, credit[:, row]),
             "drawn": None if batch.drawn is None else batch.drawn[row],
             "trajectory": course,
         }
 
 
-def _by_source(composed: ComposedDenoiser, weights: Tensor) -> dict[str, float]:
-    return {source: round(float(weight), 6) for source, weight in zip(composed.sources, weights, strict=True)}
+def by_source(sources: Sequence[str], weights: Tensor) -> dict[str, float]:
+    """Return weights [source] by name, to six decimals."""
+    return {source: round(float(weight), 6) for source, weight in zip(sources, weights, strict=True)}
 
 
 def finite_or_text(value: float) -> float | str:
@@ -215,10 +221,15 @@ def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Ten
     (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
 
 
+def enlarged(images: Tensor) -> Tensor:
+    """Repeat the pixels of images [..., height, width] narrower than 64 until they are nearly that wide."""
+    scale = max(1, 64 // images.shape[-1])
+    return images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
 def grid(images: Tensor, gap: int = 2) -> Tensor:
     """Lay images, uint8 [n, channel, height, width], out in a near-square grid on white; small ones are enlarged."""
-    scale = max(1, 64 // images.shape[-1])
-    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    images = enlarged(images)
     n, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

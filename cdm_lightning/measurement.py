@@ -3,10 +3,8 @@
 For the same images and settings the numbers are those that a fit logs after its last source.
 """
 
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from cdm_lightning.generation import Settings, finite_or_text
 from cdm_lightning.reference import FEWEST, references_of
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.versions import versions
 
 COMPOSED = "composed"  # no source has this name
 PACKAGES = ("cdm_lightning", "torch", "torch-fidelity", "timm")
@@ -116,7 +115,7 @@ def report(
         "remarks": list(_remarks(counts, extractor)),
         "backbone_sha256": store.info.backbone_sha256,
         "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in compartments},
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(*PACKAGES),
         "threads": torch.get_num_threads(),
     }
 

@@ -195,9 +195,3 @@ def restore(denoise: ConditionalDenoiser, noise: Tensor, sigmas: Tensor, on_step
     x_0 = sample(denoise, noise + mean / first, sigmas, on_step=on_step)  # starts around the mean, not around 0
     exact = denoise.given.known & (denoise.given.tau == 0)
     return torch.where(exact, denoise.given.image, x_0)
-
-
-def drawn(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return a source [batch] per image, drawn from weights [source, batch] by numbers `uniform` [batch] in [0, 1)."""
-    cumulative = weights.double().cumsum(0)
-    return (cumulative <= uniform.to(cumulative) * cumulative[-1]).sum(0).clamp_max(len(weights) - 1)

@@ -1,9 +1,7 @@
 """The command line of `restore`: given images and a mask or a noise level, their restored pictures and credits."""
 
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,28 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser, Strategy, draw_source
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
-from cdm_lightning.generation import Batch, Settings, batched, finite_or_text, image_rows, write_pictures
+from cdm_lightning.generation import (
+    Batch,
+    Settings,
+    batched,
+    by_source,
+    check_folder,
+    enlarged,
+    finite_or_text,
+    image_rows,
+    write_pictures,
+)
 from cdm_lightning.given_images import MASKS, read_images, read_mask
 from cdm_lightning.images import from_uint8, to_uint8
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
-from cdm_lightning.restoration import ConditionalDenoiser, Given, drawn, levels, restore
-from cdm_lightning.seeding import generator, normal
+from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
+from cdm_lightning.seeding import generator, normal, uniform
 from cdm_lightning.store import Store
+from cdm_lightning.versions import versions
 
 SHARED = ("seed", "steps", "batch_size", "device")  # with `sample`
 UNKNOWN_GREY = 128  # what unknown pixels are painted with in grid.png
@@ -72,8 +81,7 @@ def check(config: Any) -> None:
         raise BadInput(f"strategy '{config.strategy}' {REFUSED[config.strategy]}")
     if config.mean and config.n != 1:
         raise BadInput(f"--n is {config.n}, but there is one mean: leave out --n or --mean")
-    if Path(config.out).exists() and not Path(config.out).is_dir():
-        raise BadInput(f"--out {config.out} is a file; name a folder")
+    check_folder(Path(config.out))
 
 
 def restore_images(config: Any) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def restore_images(config: Any) -> dict[str, Any]:
         "sigma_switch": finite_or_text(compartments.sigma_switch),
         "network_evaluations_per_image": compartments.evaluations / len(rows),
         "backbone_sha256": store.info.backbone_sha256,
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(*PACKAGES),
         "images": rows,
     }
     write_pictures(Path(config.out), pictures, report, sheet(images, known, pictures))
@@ -154,17 +162,14 @@ class Restorer:
         with torch.inference_mode():
             result = Batch(denoise.mean(), None, []) if mean else self._draw(composed, denoise, indices)
             rows = list(image_rows(composed, result, indices, public.calibration.floor, self.settings.seed))
-            for row, weights in zip(rows, denoise.weights_of_given().T.tolist(), strict=True):
-                row["given"] = {
-                    source: round(weight, 6) for source, weight in zip(composed.sources, weights, strict=True)
-                }
+            for row, weights in zip(rows, denoise.weights_of_given().T, strict=True):
+                row["given"] = by_source(composed.sources, weights)
         return to_uint8(result.images).cpu(), rows
 
     def _draw(self, composed: ComposedDenoiser, denoise: ConditionalDenoiser, indices: range) -> Batch:
         sources, course = None, list[tuple[float, Tensor]]()
         if self.strategy == "routed":
-            uniform = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(indices, "source")]
-            followed = drawn(denoise.weights_of_given(), torch.stack(uniform))
+            followed = draw_source(denoise.weights_of_given(), uniform(self._generators(indices, "source")))
             denoise.follow(followed)
             sources = [composed.sources[i] for i in followed.tolist()]
 
@@ -193,9 +198,7 @@ def sheet(images: Tensor, known: Tensor, restored: Tensor, gap: int = 2) -> Tens
     """
     masked = [] if known.all() else [torch.where(known.cpu(), images, UNKNOWN_GREY)[:, None]]
     cells = torch.cat([images[:, None], *masked, restored.reshape(len(images), -1, *images.shape[1:])], 1)
-    scale = max(1, 64 // images.shape[-1])
-    cells = cells.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    framed = torch.nn.functional.pad(cells, (gap, 0, gap, 0), value=255)
+    framed = torch.nn.functional.pad(enlarged(cells), (gap, 0, gap, 0), value=255)
     rows, columns, channels, height, width = framed.shape
     whole = framed.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
     return torch.nn.functional.pad(whole, (0, gap, 0, gap), value=255)

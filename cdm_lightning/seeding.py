@@ -1,7 +1,7 @@
 """Random numbers from explicit generators, named by what they are for; global state is never read or moved."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ def generator(*parts: str | int, device: torch.device | str = "cpu") -> torch.Ge
 def image_generators(seed: int, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
     """Return one generator per image k, a function of (seed, k, purpose) alone: results do not depend on batches."""
     return [generator(seed, purpose, k) for k in indices]
+
+
+def uniform(generators: Iterable[torch.Generator]) -> Tensor:
+    """Draw one number in [0, 1) per generator, float64, on the CPU."""
+    return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
 
 
 def normal(

@@ -1,12 +1,12 @@
 """What `store list` and `store show SOURCE` say, as text and as data; nothing is printed here."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.text_tables import aligned
 
 COLUMNS = ("source", "n", "classes", "compartment", "prompt_parameters", "steps", "bytes")
 
@@ -64,11 +64,3 @@ def _said(value: Any) -> str:
     if value is None:
         return "none"
     return " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns to the left, two spaces apart, no spaces at the ends of lines."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

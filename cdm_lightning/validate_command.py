@@ -15,7 +15,7 @@ from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import Store
-from cdm_lightning.store_commands import aligned
+from cdm_lightning.text_tables import aligned
 from cdm_lightning.validation import VALIDATION_IMAGES
 from datamodules import ShardDataModule
 from datamodules.manifest import ImageShape
@@ -31,12 +31,7 @@ def validate_parser() -> Parser:
     parser = new_parser("validate", "Measure the composed model of chosen sources, and each of them, on their images.")
     parser.add_argument("--store", type=str, required=True, help="the store")
     parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
-    parser.add_argument(
-        "--root", type=str | None, default=None, help="folder of the shards; by default the one that the fit recorded"
-    )
-    parser.add_argument(
-        "--exclude", type=str | None, default=None, help="file of keys, one a line, that are not used; as --root"
-    )
+    add_image_options(parser)
     parser.add_argument(
         "--extractor",
         type=Literal["effnet-lite0", "inception", "none"],
@@ -55,6 +50,16 @@ def validate_parser() -> Parser:
     return parser
 
 
+def add_image_options(parser: Parser) -> None:
+    """Add the options that say where held-out images are; see `place_of_images`."""
+    parser.add_argument(
+        "--root", type=str | None, default=None, help="folder of the shards; by default the one that the fit recorded"
+    )
+    parser.add_argument(
+        "--exclude", type=str | None, default=None, help="file of keys, one a line, that are not used; as --root"
+    )
+
+
 def validate(config: Any) -> dict[str, Any]:
     """Measure what a parsed command line names, and return the report; see `cdm_lightning.measurement.report`.
 
@@ -66,8 +71,7 @@ def validate(config: Any) -> dict[str, Any]:
     settings = settings_of(config, record)
     root, exclude = place_of_images(config, record, store)
     held_out = heldout_images(store, sources, root, exclude)
-    weights = None if config.inception is None else Path(config.inception)
-    extractor = None if config.extractor == "none" else open_extractor(config.extractor, weights)
+    extractor = None if config.extractor == "none" else open_extractor(config.extractor, config.inception)
     compartments = open_compartments(store, sources, sigma_switch=None, device=settings.device)
     found = measure(compartments, held_out, settings, extractor, store.runs / "sources")
     place = {"root": str(root), "exclude": exclude}
@@ -82,10 +86,15 @@ def settings_of(config: Any, record: FitRecord) -> Settings:
     """
     if config.n < 2:
         raise BadInput(f"--n is {config.n}; expected at least 2")
-    if not 0 <= config.seed < SEEDS:
-        raise BadInput(f"--seed is {config.seed}; expected 0 to {SEEDS - 1}")
+    check_seed(config.seed)
     strategy = config.strategy or record.strategy or "routed"
     return Settings(n=config.n, strategy=strategy, **{name: config[name] for name in SAMPLED_WITH})
+
+
+def check_seed(seed: int) -> None:
+    """Raise BadInput unless the seed can be that of KID's subsets."""
+    if not 0 <= seed < SEEDS:
+        raise BadInput(f"--seed is {seed}; expected 0 to {SEEDS - 1}")
 
 
 def place_of_images(config: Any, record: FitRecord, store: Store) -> tuple[Path, str | None]:

@@ -13,7 +13,7 @@ from cdm_lightning.intervals import HalfSamples, score_interval
 from cdm_lightning.metrics import score_name, scores
 from cdm_lightning.near_copies import NearCopies
 from cdm_lightning.proportions import SourceJudge
-from cdm_lightning.reference import Reference, joined, source_reference
+from cdm_lightning.reference import Reference, joined, references_of, source_reference
 from cdm_lightning.resampled_scores import frechet_replicates, kid_replicates
 
 JUDGE_IMAGES = 500  # training images of each source that the judge of sources learns from
@@ -55,7 +55,7 @@ class Yardstick:
             extractor: makes features.
             kept: folder where features are kept.
         """
-        known = {source: source_reference(kept, source, images, extractor) for source, images in heldout.items()}
+        known = references_of(kept, heldout, extractor)
         judge = None
         if len(heldout) > 1:
             some = {

@@ -77,7 +77,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "ema",
         "tensor_files",
     ),
-    ("images", "seeding", "interpolation", "torch_files", "errors", "parser", "phase"),
+    ("images", "seeding", "interpolation", "torch_files", "text_tables", "versions", "errors", "parser", "phase"),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}
 MAY_IMPORT_PACKAGES = (

@@ -33,7 +33,7 @@ def shown(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
     accumulator.Reload()
     return accumulator
 

@@ -40,7 +40,7 @@ def extractor() -> Iterator[DummyExtractor]:
     """Put an extractor of few features in the place of EfficientNet-Lite0, and leave out the process for the memory."""
     dummy = DummyExtractor("effnet-lite0")
 
-    def opened(name: str, weights: Path | None) -> FeatureExtractor:
+    def opened(name: str, weights: str | None) -> FeatureExtractor:
         return dummy
 
     with pytest.MonkeyPatch.context() as patch:

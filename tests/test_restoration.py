@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from cdm_lightning.cli import main
-from cdm_lightning.composition import ComposedDenoiser
+from cdm_lightning.composition import ComposedDenoiser, draw_source
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.given_images import MASKS, read_mask
 from cdm_lightning.masked_gaussians import MaskedGaussians
-from cdm_lightning.restoration import ConditionalDenoiser, Given, drawn, levels, restore
+from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
 from cdm_lightning.restore_command import sheet
 from cdm_lightning.sampling import sample
 
@@ -149,7 +149,9 @@ def test_unknown_pixels_follow_the_conditional_law(strategy: str, tau: float) ->
     weights, mean, covariance = union(Y, torch.full((DIMENSION,), tau**2).double(), KNOWN.flatten())
     torch.testing.assert_close(denoise.weights_of_given()[:, 0], weights, rtol=0, atol=1e-6)
     if strategy == "routed":
-        denoise.follow(drawn(denoise.weights_of_given(), torch.rand(DRAWS, generator=torch.Generator().manual_seed(4))))
+        denoise.follow(
+            draw_source(denoise.weights_of_given(), torch.rand(DRAWS, generator=torch.Generator().manual_seed(4)))
+        )
     x = draws_of(denoise)
     if tau == 0:
         assert torch.equal(x[:, KNOWN.flatten()], Y[KNOWN.flatten()].expand(DRAWS, -1))
@@ -213,9 +215,9 @@ def test_below_the_floor_known_pixels_are_seen_with_noise() -> None:
 
 def test_sources_are_drawn_by_their_weights() -> None:
     weights = torch.tensor([[0.5, 0.0, 1.0], [0.2, 1.0, 0.0], [0.3, 0.0, 0.0]])
-    assert drawn(weights, torch.zeros(3).double()).tolist() == [0, 1, 0]
-    assert drawn(weights, torch.full((3,), 0.6, dtype=torch.float64)).tolist() == [1, 1, 0]
-    assert drawn(weights, torch.full((3,), 1 - 1e-12, dtype=torch.float64)).tolist() == [2, 1, 0]
+    assert draw_source(weights, torch.zeros(3).double()).tolist() == [0, 1, 0]
+    assert draw_source(weights, torch.full((3,), 0.6, dtype=torch.float64)).tolist() == [1, 1, 0]
+    assert draw_source(weights, torch.full((3,), 1 - 1e-12, dtype=torch.float64)).tolist() == [2, 1, 0]
 
 
 def test_built_in_masks_by_hand() -> None:

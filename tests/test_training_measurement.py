@@ -3,7 +3,6 @@ the composed validation that follows, the noise law, and the tags that are reall
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,15 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from callbacks.training_monitor import QUARTILES, norm
 from cdm_lightning.denoiser import SIGMA_MIN
 from cdm_lightning.loss import draw_sigma, noise_quartile
-from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.seeding import generator
 from tests.conftest import Fit
+from tests.test_callbacks import events
+from tests.test_resume import Killed, compartment, kill_at, only_backbone
 
 STEPS, BATCH, SWITCH = 10, 16, 1.0
 TOKENS = ("--model.compartment", "tokens", "--trainer.max_steps", str(STEPS))
 MEASURED = ("--metrics.extractor", "effnet-lite0", "--metrics.n", "4", "--metrics.every", "5")
 LOGGED = ("--trainer.logger", "true", "--trainer.log_every_n_steps", "1")
-
-
-def only_backbone(store: Path, place: Path) -> Path:
-    place.mkdir()
-    for name in ("store.json", "backbone.safetensors"):
-        shutil.copy(store / name, place / name)
-    return place
-
-
-def compartment(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (store / "compartments" / "digit0").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +31,6 @@ def measured(store: Path, fit: Fit, tmp_path_factory: pytest.TempPathFactory) ->
     place = only_backbone(store, tmp_path_factory.mktemp("measured") / "store")
     assert fit(place, "[digit0]", *TOKENS, *MEASURED, *LOGGED) == 0
     return place
-
-
-def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +46,7 @@ def composed(measured: Path) -> EventAccumulator:
 def test_measuring_changes_no_byte(measured: Path, store: Path, fit: Fit, tmp_path: Path) -> None:
     plain = only_backbone(store, tmp_path / "plain")
     assert fit(plain, "[digit0]", *TOKENS) == 0
-    assert compartment(plain) == compartment(measured)
+    assert compartment(plain, "digit0") == compartment(measured, "digit0")
 
 
 def test_a_measured_training_goes_on_after_a_kill(
@@ -71,22 +54,12 @@ def test_a_measured_training_goes_on_after_a_kill(
 ) -> None:
     place = only_backbone(store, tmp_path / "killed")
     options = (*TOKENS, *MEASURED, "--trainer.enable_checkpointing", "true", "--checkpoint_every", "5")
-    original = CompartmentalizedDiffusion.training_step
-
-    class Killed(BaseException):
-        """Stands for the end of the process."""
-
-    def killed(module: CompartmentalizedDiffusion, batch: dict[str, object], batch_idx: int) -> dict[str, torch.Tensor]:
-        if module.global_step == 7:
-            raise Killed
-        return original(module, batch, batch_idx)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CompartmentalizedDiffusion, "training_step", killed)
+        kill_at(7, patch)
         with pytest.raises(Killed):
             fit(place, "[digit0]", *options)
     assert fit(place, "[digit0]", *options) == 0
-    assert compartment(place) == compartment(measured)
+    assert compartment(place, "digit0") == compartment(measured, "digit0")
 
 
 @pytest.mark.parametrize("metric", ["kid", "kid_deviation", "frechet", "precision", "recall"])

@@ -31,7 +31,7 @@ OPEN_EXTRACTOR = "cdm_lightning.validate_command.open_extractor"
 def quick() -> Iterator[None]:
     """Put an extractor of few features in the place of EfficientNet-Lite0: Frechet distances take long otherwise."""
 
-    def opened(name: str, weights: Path | None) -> FeatureExtractor:
+    def opened(name: str, weights: str | None) -> FeatureExtractor:
         return DummyExtractor(name) if name == "effnet-lite0" else open_extractor("inception", weights)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from cdm_lightning.denoiser import Preconditioning, per_image
+from cdm_lightning.denoiser import Preconditioning, guide_of, per_image
 from cdm_lightning.evidence.ratio import NoisedFeatures, Whitening
 from cdm_lightning.gaussians import Gaussians
 
@@ -39,13 +38,7 @@ class BackboneFeatures:
     def __call__(self, x: Tensor, sigma: Tensor) -> NoisedFeatures:
         """Return the features of x [batch, channel, height, width] at sigma [batch]."""
         c_in, time = per_image(self.preconditioning.c_in(sigma), x), self.preconditioning.c_noise(sigma)
-        value = self.backbone.features(c_in * x, time, guide=self._seen(x, sigma))
+        guide = None if self.guide is None else guide_of(x, sigma, self.guide.denoise(x, sigma))
+        value = self.backbone.features(c_in * x, time, guide=guide)
         noised = NoisedFeatures(value, sigma)
         return noised if self.whitening is None else self.whitening(noised)
-
-    def _seen(self, x: Tensor, sigma: Tensor) -> Tensor | None:
-        """Return draft and residual [batch, 2 channel, height, width], as `guided_denoise` shows them."""
-        if self.guide is None:
-            return None
-        draft = self.guide.denoise(x, sigma)
-        return torch.cat([draft, (x - draft) / per_image(sigma, x)], dim=1)
