@@ -1,8 +1,8 @@
 """The command line of `evaluate`: every way to sample from a store, and other stores, in one table.
 
 With `--by_class` images are sampled under classes, which occur as often as among the training images of the sources
-(`stratification`); the row `public` has no class and is sampled without one. The held-out images are those of all classes
-together either way.
+(`stratification`); the row `public` has no class and is sampled without one. The held-out images are those of all
+classes together either way.
 """
 
 import json
