@@ -39,6 +39,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "proportions",
         "yardstick",
         "contenders",
+        "line_up",
+        "stratification",
         "cost",
         "comparison",
         "comparison_table",
