@@ -52,6 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "composition",
+        "distance",
         "guidance",
         "compartment",
         "compartments",
