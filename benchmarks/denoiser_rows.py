@@ -9,6 +9,7 @@ place stands the image's true source k, whose weight is 1:
 The first part is the weights' half: D_k is replaced by sum_i w_i D_i. The second is the compartments' half: one
 source's D_k against the monolith's D. At high noise even ideal weights are not 1 at the true source, so the weights'
 half holds more than the fault of the weights: also what it costs not to know the source, which the monolith pays too.
+How much that is, `closed_form_of_union - closed_form` tells above the switch, where weights and parts are one model.
 """
 
 from collections.abc import Mapping

@@ -67,7 +67,10 @@ class Shards:
         data = ShardDataModule(root, image_size=size, channels=channels)  # type: ignore[arg-type]
         for source in store.sources():
             if store.read_card(source).data_sha256 != data.data_sha256(source):
-                raise BadInput(f"source '{source}' of {store.path} was fitted on other images than {root} has of it")
+                raise BadInput(
+                    f"source '{source}' of {store.path} was fitted on other images than {root} has of it: give --root "
+                    "the shards that the store was fitted on"
+                )
         manifests = [data.manifest(source) for source in store.sources()]
         samples = {key: sample for manifest in manifests for key, sample in manifest.samples.items()}
         return cls(data, store.sources(), replace(manifests[0], samples=samples))
