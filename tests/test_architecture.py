@@ -54,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "composition",
+        "distance",
         "guidance",
         "compartment",
         "compartments",
