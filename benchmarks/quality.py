@@ -162,7 +162,7 @@ def one(name: str, step: Step, logs: Path) -> None:
         step.prepare()
     command = [sys.executable, "-m", "cdm_lightning", *step.arguments]
     with log.open("w") as file:
-        code = subprocess.run(
+        code = subprocess.run(  # noqa: S603
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
         ).returncode
     if code:

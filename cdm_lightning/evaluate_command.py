@@ -58,15 +58,15 @@ def evaluate_parser() -> Parser:
         type=str,
         nargs="+",
         default=None,
-        help="rows: closed_form (no network), public (no source), or strategies of `sample`; NAME@inf turns the "
-        "closed-form start off; by default all that the store allows",
+        help="rows: closed_form (no network), public (no source), or strategies of `sample`; NAME@SIGMA has its "
+        "closed forms above another noise level, NAME@inf nowhere; by default all that the store allows",
     )
     parser.add_argument(
         "--against",
         type=str,
         nargs="+",
         default=None,
-        help="LABEL=STORE: other stores, a row each; LABEL@inf=STORE as above",
+        help="LABEL=STORE: other stores, a row each; LABEL@SIGMA=STORE as above",
     )
     parser.add_argument(
         "--base",

@@ -8,37 +8,54 @@ from typing import get_args
 
 from cdm_lightning.composition import Strategy
 from cdm_lightning.contenders import CLOSED_FORM, PUBLIC, Contender, Opened
+from cdm_lightning.denoiser import SIGMA_MIN
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from cdm_lightning.stratification import class_counts
 
-SWITCH_OFF = "@inf"
+LABEL, SWITCH = "[A-Za-z][A-Za-z0-9_-]{0,19}", "inf|[0-9]+(?:[.][0-9]+)?"
 STRATEGIES: tuple[Strategy, ...] = ("uniform", "posterior", "routed", "assign", "draft")  # as rows of a table
 
 
 def contender(store: Store, sources: Sequence[str], name: str) -> Contender:
-    """Return the contender of a store by the name of its row: `closed_form`, `public`, or a strategy; `@inf` after it.
+    """Return the contender of a store by the name of its row: `closed_form`, `public`, or a strategy; @SIGMA after it.
 
     Raises:
         BadInput: there is no such row.
     """
     known = (CLOSED_FORM, PUBLIC, *get_args(Strategy))
-    parts = {part: part for part in known}.get(name.removesuffix(SWITCH_OFF))
+    row, switch = with_switch(name)
+    parts = {part: part for part in known}.get(row)
     if parts is None:
         rows = ", ".join(known)
-        raise BadInput(f"unknown row '{name}': expected one of {rows}, with @inf or not{did_you_mean(name, known)}")
-    switch = float("inf") if name.endswith(SWITCH_OFF) else None
+        raise BadInput(f"unknown row '{name}': expected one of {rows}, with @SIGMA or not{did_you_mean(row, known)}")
     if parts == CLOSED_FORM:
         if switch is not None:
-            raise BadInput("closed_form@inf is no row: without a closed-form start, nothing of closed_form is left")
+            raise BadInput(f"{name} is no row: closed_form is a closed form at every noise level, so it has no switch")
         switch = 0.0
     return Contender(name, store.path, tuple(sources), parts, switch)
 
 
+def with_switch(name: str) -> tuple[str, float | None]:
+    """Split NAME@SIGMA, the name of a row with the level above which every denoiser shall be a closed form.
+
+    Without @SIGMA there is no level given: None. `inf` turns the closed-form start off.
+
+    Raises:
+        BadInput: what follows the @ is no noise level.
+    """
+    row, at, level = name.partition("@")
+    if not at:
+        return row, None
+    if not (re.fullmatch(SWITCH, level) and float(level) > SIGMA_MIN):
+        raise BadInput(f"row '{name}': expected a noise level above {SIGMA_MIN} after the @, or inf")
+    return row, float(level)
+
+
 def default_names(store: Store, sources: Sequence[str], device: str) -> list[str]:
-    """Return the names of all rows that a store allows, without `@inf`.
+    """Return the names of all rows that a store allows, without `@SIGMA`.
 
     Raises:
         BadInput: the store or a source cannot be used.
@@ -50,16 +67,16 @@ def default_names(store: Store, sources: Sequence[str], device: str) -> list[str
 def opponent(text: str) -> Contender:
     """Return the contender that `LABEL=STORE` names: all sources of another store, composed as its fit has recorded.
 
-    `LABEL@inf=STORE` turns its closed-form start off.
+    `LABEL@SIGMA=STORE` has its closed forms above another level; `LABEL@inf=STORE` nowhere.
 
     Raises:
         BadInput: it is not of this form, or there is no such store.
     """
     name, _, place = text.partition("=")
-    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{0,19}}({SWITCH_OFF})?", name) or not place:
+    if not re.fullmatch(f"{LABEL}(@.*)?", name) or not place:
         raise BadInput(f"--against '{text}' is not LABEL=STORE: expected a short name, =, and the folder of a store")
+    switch = with_switch(name)[1]
     store = Store.open(Path(place))
-    switch = float("inf") if name.endswith(SWITCH_OFF) else None
     return Contender(name, store.path, tuple(store.choose("all")), fit_record(store).strategy or "routed", switch)
 
 

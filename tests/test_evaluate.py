@@ -138,6 +138,14 @@ def test_inf_runs_the_network_at_every_level(store: Path, all_rows: Path) -> Non
     assert (twin["network_evaluations_per_image"], twin["sigma_switch"]) == (2 * STEPS - 1, "inf")
 
 
+def test_a_row_may_have_a_switch_of_its_own(store: Path, tmp_path: Path) -> None:
+    rows = evaluate(store, tmp_path, "--strategies", "routed@0.25", "--against", f"twin@0.25={store}")
+    composed = open_compartments(Store.open(store), "all", sigma_switch=0.25, device="cpu").composed("routed")
+    for name in ("routed@0.25", "twin@0.25"):
+        assert torch.equal(images(tmp_path, name), sampled_images(composed, (1, 8, 8), SETTINGS))
+        assert rows[name]["sigma_switch"] == 0.25
+
+
 # --- what is measured
 
 
@@ -469,6 +477,9 @@ def test_digits_of_an_interval(ends: tuple[float, float, float], said: str) -> N
     [
         (("--strategies", "route"), "unknown row 'route': expected one of closed_form, public, routed, assign"),
         (("--strategies", "closed_form@inf"), "closed_form@inf is no row"),
+        (("--strategies", "routed@high"), "row 'routed@high': expected a noise level above 0.002 after the @, or inf"),
+        (("--strategies", "routed@0.001"), "row 'routed@0.001': expected a noise level above 0.002"),
+        (("--against", "twin@=stores/x"), "row 'twin@': expected a noise level"),
         (("--strategies", "routed,assign,routed"), "row 'routed' is named twice"),
         (("--strategies", "routed", "--base", "rooted"), "--base 'rooted' is none of the rows, routed; did you mean"),
         (("--against", "twin"), "--against 'twin' is not LABEL=STORE"),
