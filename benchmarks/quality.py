@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, Fitted
+from benchmarks.quality_stores import BACKBONES, CONFIGS, SPLITS, STORES, Fitted
 from benchmarks.quality_tables import TABLES, Table
 from cdm_lightning.store import BACKBONE, Store
 
@@ -78,7 +78,8 @@ class Plan:
 
     def _fit(self, name: str, split: str) -> list[str]:
         where = ["--store", str(self.place(name)), "--data.root", self._root(split), "--data.split", SPLITS[split]]
-        return ["fit", "--config", CONFIG, *where, *QUIET]
+        configs = [word for config in CONFIGS for word in ("--config", config)]
+        return ["fit", *configs, *where, *QUIET]
 
     def _backbone(self, name: str) -> Step:
         given, _, rest = name.partition("-")

@@ -6,10 +6,11 @@ one source is all of them. `public` is the other five classes in all of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
 CLUSTERS = 10  # of a source, and of a class of it
-CONFIG = "fashion_shards.yaml"
+CONFIGS = ("fashion_shards.yaml", str(Path(__file__).with_name("quality.yaml")))
 SPLITS = {"classes": "class", "union": "random:1", "parts": "random:8"}
 SOURCES = {"classes": 5, "union": 1, "parts": 8}
 
