@@ -37,6 +37,13 @@ EXPLAINED = (
 )
 
 
+NOTES = {  # by parts of a row
+    "classifier": "classifier, not exact: its weights are those of one classifier that has seen all sources at once; "
+    "what the classifier costs is in s/image, not in evaluations",
+    "soup": "soup, not exact: the average of networks is not the network of the mixture",
+}
+
+
 def quality(report: dict[str, Any]) -> Rows:
     """Return the table of scores, as cells."""
     n, extractor = report["n"], report["extractor"]
@@ -97,9 +104,10 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"near-copies among held-out images: {heldout['value']:.1%}; nearest of {report['training_images']} training "
         f"images, at most {report['near_copies_threshold']:.1f} grey levels (rms)"
     )
+    named = [NOTES[part] for part in NOTES if any(row["model"]["parts"] == part for row in report["rows"])]
     if judge is None:
-        return [copies, "proportions of sources: not judged, there is one source"]
-    return [copies, f"judge of sources: right about {judge['accuracy']:.1%} of held-out images"]
+        return [copies, "proportions of sources: not judged, there is one source", *named]
+    return [copies, f"judge of sources: right about {judge['accuracy']:.1%} of held-out images", *named]
 
 
 def settings(report: dict[str, Any]) -> str:
