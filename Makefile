@@ -10,10 +10,10 @@ STORE := stores/digits
 PICTURES := out/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean python
+.PHONY: help setup test demo reproduce lint format clean python
 
 help: ## Show this text
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the project into it (TORCH_ARGS="..." for PyTorch's own options of pip)
 
@@ -28,6 +28,9 @@ demo: $(STAMP) ## Fit a store of handwritten digits, one compartment per digit, 
 	@echo "Pictures:     $(PICTURES)/grid.png, with credits in $(PICTURES)/credits.json"
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $(STORE)/runs --samples_per_plugin images=100"
 	@echo "Store:        $(STORE)"
+
+reproduce: $(STAMP) ## Train and compare all that the README's quality table shows (INPUT="folder of FashionMNIST" INCEPTION="file" save downloads)
+	$(BIN)/python -m benchmarks.quality $(if $(INPUT),--input $(INPUT)) $(if $(INCEPTION),--inception $(INCEPTION))
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check --quiet .

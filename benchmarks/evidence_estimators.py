@@ -10,6 +10,7 @@ from torch import Tensor
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.evidence import NetworkEvidence, path_log_density
+from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.seeding import generator
 from cdm_lightning.source_forms import fit_closed_form
 
@@ -76,7 +77,8 @@ def path_levels() -> Tensor:
 def pseudo_cast(compartments: Compartments, train: Mapping[str, Tensor], held_out: Sequence[Tensor], seed: int) -> Cast:
     """Return the classes of `public` as sources, by what is fitted on its training part and judged on the other."""
     parts = {
-        name: Compartment(len(x), fit_closed_form(x, compartments.public, seed, name)) for name, x in train.items()
+        name: Compartment(len(x), fit_closed_form(x, compartments.public, MOST_CLUSTERS, seed, name))
+        for name, x in train.items()
     }
     own = compartments
     opened = Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)

@@ -38,9 +38,9 @@ class Dashboard(Callback):
         self.quality = quality
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the training of a phase."""
+        """Describe the training of a phase, with the scores of its samples if it is validated on the way."""
         layout = dict(TRAINING)
-        for quality in self.quality:
+        for quality in self.quality if trainer.limit_val_batches else []:
             layout |= {"Samples of the source in training": quality_charts(quality, "in_training")}
         self._describe(trainer, pl_module, layout)
 

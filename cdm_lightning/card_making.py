@@ -7,6 +7,7 @@ import torch
 from cdm_lightning.card import Card
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
+from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.prompts import KINDS
 from cdm_lightning.recipe import Recipe, SourceData
@@ -20,6 +21,8 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
     if trained and recipe.max_steps < 1:
         raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
     own = {"rank": settings["rank"]}
+    if settings["clusters"] != MOST_CLUSTERS:
+        own["clusters"] = settings["clusters"]
     if settings["class_labels"]:
         own["class_labels"] = True
     if trained:

@@ -146,13 +146,14 @@ def run_validate(arguments: list[str]) -> None:
 def run_evaluate(arguments: list[str]) -> None:
     """`evaluate`: see `cdm_lightning.comparison`."""
     from cdm_lightning.comparison_table import terminal
-    from cdm_lightning.evaluate_command import evaluate, evaluate_parser
+    from cdm_lightning.evaluate_command import evaluate, evaluate_parser, table_name
 
     config = evaluate_parser().parse_args(arguments)
     _check_json(config.json)
     report = evaluate(config)
     print(terminal(report))
-    print(f"table.md, table.json and samples.png are in {config.out}")
+    table = table_name(config.extractor)
+    print(f"{table}.md, {table}.json and samples.png are in {config.out}")
     _write_json(config.json, report)
 
 

@@ -104,15 +104,18 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"near-copies among held-out images: {heldout['value']:.1%}; nearest of {report['training_images']} training "
         f"images, at most {report['near_copies_threshold']:.1f} grey levels (rms)"
     )
-    named = [NOTES[part] for part in NOTES if any(row["model"]["parts"] == part for row in report["rows"])]
-    if judge is None:
-        return [copies, "proportions of sources: not judged, there is one source", *named]
-    return [copies, f"judge of sources: right about {judge['accuracy']:.1%} of held-out images", *named]
+    sources = "proportions of sources: not judged, there is one source"
+    if judge is not None:
+        sources = f"judge of sources: right about {judge['accuracy']:.1%} of held-out images"
+    free = [row["name"] for row in report["rows"] if not row["by_class"]] if report["by_class"] else []
+    notes = [NOTES[part] for part in NOTES if any(row["model"]["parts"] == part for row in report["rows"])]
+    return [copies, sources, *(f"{name}: sampled without a class" for name in free), *notes]
 
 
 def settings(report: dict[str, Any]) -> str:
     """Return what repeats a report, in one line."""
+    by_class = " by class" if report["by_class"] else ""
     return (
-        f"n {report['n']}, {report['sampler']} {report['steps']} steps, seed {report['seed']}, "
+        f"n {report['n']}{by_class}, {report['sampler']} {report['steps']} steps, seed {report['seed']}, "
         f"extractor {report['extractor']}, {report['reference_images']} held-out images of {report['root']}"
     )

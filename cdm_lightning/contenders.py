@@ -1,21 +1,19 @@
-"""Contenders: the models that `evaluate` samples from, by name."""
+"""Contenders: the models that `evaluate` samples from."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser, Strategy
-from cdm_lightning.errors import BadInput, did_you_mean
-from cdm_lightning.fit_record import fit_record
-from cdm_lightning.generation import finite_or_text
+from cdm_lightning.generation import batched, finite_or_text
 from cdm_lightning.joint_classifier import ClassifiedDenoiser, JointClassifier
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.soup import Soup
 from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.stratification import strata
 from cdm_lightning.tensor_files import Json, file_sha256
 
 CLOSED_FORM: Literal["closed_form"] = "closed_form"
@@ -23,9 +21,6 @@ PUBLIC: Literal["public"] = "public"
 CLASSIFIER: Literal["classifier"] = "classifier"
 SOUP: Literal["soup"] = "soup"
 Parts = Strategy | Literal["closed_form", "public", "classifier", "soup"]
-SWITCH_OFF = "@inf"
-STRATEGIES: tuple[Strategy, ...] = ("uniform", "posterior", "routed", "assign", "draft")  # as rows of a table
-ROWS: tuple[Parts, ...] = (CLOSED_FORM, PUBLIC, *get_args(Strategy), CLASSIFIER, SOUP)
 OTHER_COMPARTMENTS = (PUBLIC, SOUP)  # parts that are not made of the compartments as they are
 
 
@@ -43,6 +38,8 @@ class Contender:
             exact. Otherwise a strategy of the composed model.
         sigma_switch: above it every denoiser is a closed form: at all levels if it is 0; None is the store's own, inf
             turns that off.
+        class_counts: training images by class; then image k is sampled under the class that `stratification.spread`
+            gives it. Empty: images have no class, as those of `public` never have.
         classifier: the file of `classifier`; it has to be there when the first image is sampled.
     """
 
@@ -51,6 +48,7 @@ class Contender:
     sources: tuple[str, ...]
     parts: Parts
     sigma_switch: float | None = None
+    class_counts: Mapping[str, int] = field(default_factory=dict)
     classifier: Path | None = None
 
     def open(self, device: str) -> "Opened":
@@ -74,18 +72,19 @@ class Contender:
         """Return the model that these compartments make.
 
         Raises:
-            BadInput: they cannot make it.
+            BadInput: they cannot make it, or no source has one of the classes.
         """
         if self.parts == CLASSIFIER:
             if self.classifier is None:
                 raise ValueError("the row 'classifier' needs the file of its classifier")
-            return Opened(
-                compartments, ClassifiedDenoiser(compartments, JointClassifier(self.classifier, compartments))
-            )
+            classifier = JointClassifier(self.classifier, compartments)
+            return Opened(compartments, ClassifiedDenoiser(compartments, classifier))
         if self.parts == SOUP:
             return Opened(compartments, compartments.composed("draft"))
         strategy = "posterior" if self.parts in (CLOSED_FORM, PUBLIC) else self.parts
-        return Opened(compartments, compartments.composed(strategy))
+        under = {label: compartments.under(label) for label in self.class_counts}
+        by_class = {label: Opened(own, own.composed(strategy)) for label, own in under.items()}
+        return Opened(compartments, compartments.composed(strategy), self.class_counts, by_class)
 
     def same_compartments(self, other: "Contender") -> bool:
         """Return whether both are made of the same compartments, so that these are opened once."""
@@ -103,6 +102,7 @@ class Contender:
         return trained | {
             "parts": self.parts,
             "sigma_switch": None if self.sigma_switch is None else finite_or_text(self.sigma_switch),
+            "class_counts": dict(self.class_counts),
             "backbone_sha256": store.info.backbone_sha256,
             "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in sources},
         }
@@ -110,10 +110,33 @@ class Contender:
 
 @dataclass(frozen=True)
 class Opened:
-    """A contender that was opened: what it samples with, and the compartments that count its network evaluations."""
+    """A contender that was opened.
+
+    Attributes:
+        compartments: of the sources; they count their network evaluations.
+        composed: the model of all classes together.
+        class_counts: see `Contender`.
+        by_class: the model under each class; empty if images have no class.
+    """
 
     compartments: Compartments
     composed: ComposedDenoiser
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    by_class: Mapping[str, "Opened"] = field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> int:
+        """Return the network evaluations so far, counted per image, under classes and without."""
+        return self.compartments.evaluations + sum(one.evaluations for one in self.by_class.values())
+
+    def batches(self, n: int, most: int) -> Iterator[tuple[ComposedDenoiser, Sequence[int]]]:
+        """Yield models, and which of the images 0..n-1 each samples together: of one class, `most` at most."""
+        if not self.by_class:
+            yield from ((self.composed, part) for part in batched(n, most))
+            return
+        for label, indices in strata(self.class_counts, n).items():
+            for part in batched(len(indices), most):
+                yield self.by_class[label].composed, indices[part.start : part.stop]
 
 
 def backbone_alone(opened: Compartments, sigma_switch: float | None, device: str) -> Compartments:
@@ -129,85 +152,3 @@ def backbone_alone(opened: Compartments, sigma_switch: float | None, device: str
     own = Compartment(largest, public.closed_form).to(device)
     switch = opened.sigma_switch if sigma_switch is None else sigma_switch
     return Compartments(opened.backbone, {PUBLIC: own}, public, opened.guided, switch, opened.preconditioning)
-
-
-def contender(store: Store, sources: Sequence[str], name: str, classifier: Path | None = None) -> Contender:
-    """Return the contender of a store by the name of its row, one of `ROWS`, with `@inf` after it or not.
-
-    `classifier` is the file of the row `classifier`, which no other row needs.
-
-    Raises:
-        BadInput: there is no such row.
-    """
-    known: dict[str, Parts] = {part: part for part in ROWS}
-    parts = known.get(name.removesuffix(SWITCH_OFF))
-    if parts is None:
-        rows = ", ".join(ROWS)
-        raise BadInput(f"unknown row '{name}': expected one of {rows}, with @inf or not{did_you_mean(name, ROWS)}")
-    switch = float("inf") if name.endswith(SWITCH_OFF) else None
-    if parts == CLOSED_FORM:
-        if switch is not None:
-            raise BadInput("closed_form@inf is no row: without a closed-form start, nothing of closed_form is left")
-        switch = 0.0
-    own = classifier if parts == CLASSIFIER else None
-    return Contender(name, store.path, tuple(sources), parts, switch, own)
-
-
-def default_names(store: Store, sources: Sequence[str], device: str) -> list[str]:
-    """Return the names of all rows that a store allows, without `@inf`.
-
-    Raises:
-        BadInput: the store or a source cannot be used.
-    """
-    can_finish = open_compartments(store, sources, sigma_switch=None, device=device).can_finish
-    return [CLOSED_FORM, PUBLIC, *(name for name in STRATEGIES if name != "draft" or can_finish)]
-
-
-def opponent(text: str) -> Contender:
-    """Return the contender that `LABEL=STORE` names: all sources of another store, composed as its fit has recorded.
-
-    `LABEL@inf=STORE` turns its closed-form start off.
-
-    Raises:
-        BadInput: it is not of this form, or there is no such store.
-    """
-    name, _, place = text.partition("=")
-    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{0,19}}({SWITCH_OFF})?", name) or not place:
-        raise BadInput(f"--against '{text}' is not LABEL=STORE: expected a short name, =, and the folder of a store")
-    store = Store.open(Path(place))
-    switch = float("inf") if name.endswith(SWITCH_OFF) else None
-    return Contender(name, store.path, tuple(store.choose("all")), fit_record(store).strategy or "routed", switch)
-
-
-def opened_models(
-    store: Store,
-    sources: Sequence[str],
-    names: Sequence[str],
-    opponents: Sequence[str],
-    device: str,
-    classifier: Path | None = None,
-) -> dict[str, tuple[Contender, Opened]]:
-    """Return contenders by the name of their row, opened, so that what cannot be sampled is told at once.
-
-    Args:
-        store: whose images all rows shall be like.
-        sources: of it.
-        names: see `contender`; none are all that the store allows.
-        opponents: see `opponent`.
-        device: where the models are.
-        classifier: see `contender`.
-
-    Raises:
-        BadInput: a row or a store is unknown, cannot be sampled in this way, or is named twice.
-    """
-    own = [contender(store, sources, name, classifier) for name in names or default_names(store, sources, device)]
-    models: dict[str, tuple[Contender, Opened]] = {}
-    for one in own + [opponent(text) for text in opponents]:
-        if one.name in models:
-            raise BadInput(f"row '{one.name}' is named twice: name every row once, and opponents unlike other rows")
-        shape, expected = Store.open(one.store).info.image_shape, store.info.image_shape
-        if shape != expected:
-            raise BadInput(f"{one.store} makes images of shape {shape}, but those of {store.path} are {expected}")
-        alike = [opened.compartments for other, opened in models.values() if one.same_compartments(other)]
-        models[one.name] = one, one.of(alike[0] if alike else one.compartments(device))
-    return models

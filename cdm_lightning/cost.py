@@ -3,7 +3,6 @@
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,27 +20,28 @@ def seconds_in_turns(one: Opened, other: Opened, settings: Settings) -> tuple[fl
     """Return seconds per image of one model, and how many times those of another one they are.
 
     Both sample the same few images in turns, so that what else the machine does slows both alike; medians over turns.
-    Everything counts that happens between noise and image: closed forms, weights, network.
+    Everything counts that happens between noise and image: closed forms, weights, network. Of a model whose images
+    have classes it is a batch of one class; see `_seconds`.
     """
-    settings = replace(settings, n=min(settings.n, IMAGES))
-    turns = [(_seconds(one, settings), _seconds(other, settings)) for _ in range(TURNS)]
-    seconds = statistics.median(mine for mine, _ in turns)
-    return seconds / settings.n, statistics.median(mine / others for mine, others in turns)
+    turns = [(_seconds(one, settings, IMAGES), _seconds(other, settings, IMAGES)) for _ in range(TURNS)]
+    return statistics.median(mine for mine, _ in turns), statistics.median(mine / others for mine, others in turns)
 
 
-def _seconds(opened: Opened, settings: Settings) -> float:
-    """Return the seconds that one batch takes."""
+def _seconds(opened: Opened, settings: Settings, most: int) -> float:
+    """Return the seconds per image that one batch takes: the largest of the run's, if batches hold `most` at most."""
+    composed, indices = max(opened.batches(settings.n, most), key=lambda batch: len(batch[1]))
     shape, start = opened.compartments.public.closed_form.shape, time.perf_counter()
-    images = sample_batch(opened.composed, shape, range(settings.n), settings, weigh=False).images
+    images = sample_batch(composed, shape, indices, settings, weigh=False).images
     images.flatten()[:1].cpu()  # waits for the device
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / len(indices)
 
 
 def peak_memory(contender: Contender, settings: Settings) -> int | None:
     """Return the most bytes that a process holds which does nothing but open a model and sample one batch from it.
 
-    Python and PyTorch are counted, since nothing can be sampled without them. It is a new process because memory that
-    was freed may stay with the old one. On a GPU it is the most memory of the GPU. None where the system does not say.
+    It is the largest batch of the run. Python and PyTorch are counted, since nothing can be sampled without them. It
+    is a new process because memory that was freed may stay with the old one. On a GPU it is the most memory of the
+    GPU. None where the system does not say.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_of_sampling, contender, settings, torch.get_num_threads()).result()
@@ -49,7 +49,7 @@ def peak_memory(contender: Contender, settings: Settings) -> int | None:
 
 def _peak_of_sampling(contender: Contender, settings: Settings, threads: int) -> int | None:
     torch.set_num_threads(threads)
-    _seconds(contender.open(settings.device), replace(settings, n=min(settings.n, settings.batch_size)))
+    _seconds(contender.open(settings.device), settings, settings.batch_size)
     return torch.cuda.max_memory_allocated() if settings.device.startswith("cuda") else peak_of_process()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
-from cdm_lightning.gaussians import Gaussians, Strength
+from cdm_lightning.gaussians import MOST_CLUSTERS, Gaussians, Strength
 from cdm_lightning.interpolation import interpolate
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator, stable_hash
@@ -64,7 +64,13 @@ class Drafts:
 
     @classmethod
     def fit(
-        cls, pseudo: PseudoSources, priors: Sequence[Gaussians], strength: Strength, rank: int, sizes: Sequence[int]
+        cls,
+        pseudo: PseudoSources,
+        priors: Sequence[Gaussians],
+        strength: Strength,
+        rank: int,
+        sizes: Sequence[int],
+        clusters: int = MOST_CLUSTERS,
     ) -> "Drafts":
         """Fit a draft of each of `sizes` for every group and fold, shrunk towards `priors[group]`."""
         closed_forms = {}
@@ -77,7 +83,7 @@ class Drafts:
                         continue
                     seed = stable_hash("draft", group, fold, size)
                     closed_forms[group, fold, level] = Gaussians.fit(
-                        images, seed=seed, public=priors[group], strength=strength, rank=rank
+                        images, seed=seed, public=priors[group], strength=strength, rank=rank, clusters=clusters
                     )
         return cls(pseudo, tuple(sizes), closed_forms)
 

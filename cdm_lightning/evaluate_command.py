@@ -1,4 +1,9 @@
-"""The command line of `evaluate`: every way to sample from a store, and other stores, in one table."""
+"""The command line of `evaluate`: every way to sample from a store, and other stores, in one table.
+
+With `--by_class` images are sampled under classes, which occur as often as among the training images of the sources
+(`stratification`); the row `public` has no class and is sampled without one. The held-out images are those of all
+classes together either way.
+"""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +19,19 @@ from callbacks.figures import image_rows
 from cdm_lightning.classifier_training import keep_classifier
 from cdm_lightning.comparison import Comparison, environment
 from cdm_lightning.comparison_table import markdown
-from cdm_lightning.contenders import Contender, Opened, opened_models
+from cdm_lightning.contenders import Contender, Opened
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.generation import Settings, check_folder
 from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
+from cdm_lightning.line_up import opened_models
 from cdm_lightning.metrics import score_name
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.reference import FEWEST
 from cdm_lightning.store import Store
+from cdm_lightning.stratification import class_counts, quotas
 from cdm_lightning.tensor_files import Json, write_atomic
 from cdm_lightning.validate_command import add_image_options, check_seed, heldout_images, place_of_images
 from cdm_lightning.yardstick import Yardstick
@@ -37,6 +44,7 @@ LEAST = 4  # images: half of them is what a score needs
 PICTURES = 12  # columns of the picture
 BASE = "routed"
 CLASSIFIER_FILE = "classifier.safetensors"
+DEFAULT_EXTRACTOR = "effnet-lite0"
 PARTS: tuple[Part, ...] = (TRAIN, HELDOUT)
 NOT_SHOWN = ("identity", "replicates", "yardstick")  # of a row, in the table
 
@@ -47,7 +55,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--store", type=str, required=True, help="the store")
     parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
     parser.add_argument(
-        "--out", type=str, required=True, help="folder for table.md, table.json, samples.png, and the rows as they come"
+        "--out", type=str, required=True, help="folder for the tables, samples.png, and the rows as they come"
     )
     parser.add_argument(
         "--strategies",
@@ -55,15 +63,15 @@ def evaluate_parser() -> Parser:
         nargs="+",
         default=None,
         help="rows: closed_form (no network), public (no source), strategies of `sample`; only if asked for, and not "
-        "exact: classifier (weights of one classifier of all sources), soup (averaged prompts); NAME@inf turns the "
-        "closed-form start off; by default all others that the store allows",
+        "exact: classifier (weights of one classifier of all sources), soup (averaged prompts); NAME@SIGMA has its "
+        "closed forms above another noise level, NAME@inf nowhere; by default all others that the store allows",
     )
     parser.add_argument(
         "--against",
         type=str,
         nargs="+",
         default=None,
-        help="LABEL=STORE: other stores, a row each; LABEL@inf=STORE as above",
+        help="LABEL=STORE: other stores, a row each; LABEL@SIGMA=STORE as above",
     )
     parser.add_argument(
         "--base",
@@ -75,20 +83,26 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--extractor",
         type=Literal["effnet-lite0", "inception"],
-        default="effnet-lite0",
+        default=DEFAULT_EXTRACTOR,
         help="makes the features that are compared; with inception the Frechet distance is the FID",
     )
     parser.add_argument(
         "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
     )
+    parser.add_argument(
+        "--by_class",
+        action="store_true",
+        help="sample images under classes, as often as among the sources' training images; all stores need class "
+        "labels; public has no class and is sampled without",
+    )
     parser.add_argument("--n", type=int, default=2000, help=f"sampled images, at least {LEAST}")
     parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
-    parser.add_argument("--json", type=str | None, default=None, help="also write table.json to this file")
+    parser.add_argument("--json", type=str | None, default=None, help="also write the table as JSON to this file")
     return parser
 
 
 def evaluate(config: Any) -> dict[str, Any]:
-    """Compare what a parsed command line names, write tables and picture into its folder, return what table.json holds.
+    """Compare what a parsed command line names, write tables and picture into its folder, return what the JSON holds.
 
     Raises:
         BadInput: a store, a source, a row, the images or a setting cannot be used.
@@ -96,8 +110,9 @@ def evaluate(config: Any) -> dict[str, Any]:
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
     sources = store.choose(config.sources)
-    names, kept = listed(config.strategies), out / "features"
-    models = opened_models(store, sources, names, config.against or [], config.device, kept / CLASSIFIER_FILE)
+    names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
+    classifier = kept / CLASSIFIER_FILE
+    models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
     images = Images(store, sources, root, exclude)
@@ -116,6 +131,8 @@ def evaluate(config: Any) -> dict[str, Any]:
         "exclude": exclude,
         "split": HELDOUT,
         "base": base,
+        "by_class": config.by_class,
+        "classes": quotas(class_counts(store, sources), settings.n) if config.by_class else None,
         "extractor": extractor.name,
         **{name: getattr(settings, name) for name in ("n", *SAMPLED_WITH)},
         **environment(),
@@ -222,10 +239,17 @@ def shown(row: dict[str, Any], base: dict[str, Any], frechet: str) -> dict[str, 
     return {name: value for name, value in row.items() if name not in NOT_SHOWN} | {"frechet_ratio": ratio}
 
 
+def table_name(extractor: str) -> str:
+    """Return the name of both tables without its ending: each extractor has its own."""
+    return "table" if extractor == DEFAULT_EXTRACTOR else f"table-{extractor}"
+
+
 def write(out: Path, report: dict[str, Any], pictures: dict[str, Tensor]) -> None:
-    """Write table.json, table.md and samples.png; `pictures` is uint8 [column, channel, height, width] by row."""
-    write_atomic(out / "table.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
-    write_atomic(out / "table.md", markdown(report).encode())
-    title = f"{report['sampler']} {report['steps']} steps, seed {report['seed']}, the same noise in each column"
-    figure = image_rows({name: from_uint8(images) for name, images in pictures.items()}, title, [])
+    """Write tables and samples.png; `pictures` is uint8 [column, channel, height, width] by row."""
+    name = table_name(report["extractor"])
+    write_atomic(out / f"{name}.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(out / f"{name}.md", markdown(report).encode())
+    noise = "the same noise and class in each column" if report["by_class"] else "the same noise in each column"
+    title = f"{report['sampler']} {report['steps']} steps, seed {report['seed']}, {noise}"
+    figure = image_rows({row: from_uint8(images) for row, images in pictures.items()}, title, [])
     figure.savefig(out / "samples.png")

@@ -1,6 +1,6 @@
 """Fidelity: how close the samples of a composed denoiser are to held-out images, as an extractor sees both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -49,4 +49,20 @@ def composed_fidelity(
 def sampled_images(composed: ComposedDenoiser, shape: tuple[int, int, int], settings: Settings) -> Tensor:
     """Return `settings.n` samples, uint8 [n, channel, height, width]; image k is a function of (seed, k) alone."""
     parts = batched(settings.n, settings.batch_size)
-    return to_uint8(torch.cat([sample_batch(composed, shape, part, settings, weigh=False).images for part in parts]))
+    return images_of_batches(((composed, part) for part in parts), shape, settings)
+
+
+def images_of_batches(
+    batches: Iterable[tuple[ComposedDenoiser, Sequence[int]]], shape: tuple[int, int, int], settings: Settings
+) -> Tensor:
+    """Return samples of several models as one run, uint8 [n, channel, height, width], on the device of the settings.
+
+    Args:
+        batches: models, each with the k of the images that it samples together; every k below n occurs once in all.
+        shape: (channel, height, width).
+        settings: number n, noise and sampler of the samples.
+    """
+    images = torch.empty((settings.n, *shape), dtype=torch.uint8, device=settings.device)
+    for composed, indices in batches:
+        images[list(indices)] = to_uint8(sample_batch(composed, shape, indices, settings, weigh=False).images)
+    return images

@@ -104,14 +104,14 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     named = labels if settings["class_labels"] else []
     clock = Clock(phase)
     with clock.part("closed_form", f"closed form of {len(keys)} images"):
-        closed_form = fit_closed_form(x_0, public, card.seed, phase.source)
-        classes = fit_classes(x_0, named, public, card.seed, phase.source)
+        closed_form = fit_closed_form(x_0, public, settings["clusters"], card.seed, phase.source)
+        classes = fit_classes(x_0, named, public, settings["clusters"], card.seed, phase.source)
         compartment = Compartment(card.n, closed_form, classes=classes, public_mix=card.public_mix)
     folder = store.runs / "sources" / phase.source
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())
         with clock.part("training", f"{card.steps} training steps"):
-            drafts = drafts_of_source(x_0, keys, named, public, card.public_mix)
+            drafts = drafts_of_source(x_0, keys, named, public, settings["clusters"], card.public_mix)
             module.begin_source(phase, public, drafts, compartment)
             train(recipe, module, data, folder, card.steps, asdict(card))
         compartment = module.compartments[phase.source]

@@ -56,8 +56,9 @@ class Gaussians:
         public: "Gaussians | None" = None,
         strength: Strength | None = None,
         rank: int = 64,
+        clusters: int = MOST_CLUSTERS,
     ) -> "Gaussians":
-        """Fit clamp(n // 50, 1, 10) clusters by k-means and a Gaussian to each; float64 inside, one thread.
+        """Fit clamp(n // 50, 1, clusters) clusters by k-means and a Gaussian to each; float64 inside, one thread.
 
         Args:
             images: [n, channel, height, width] in [-1, 1], n >= 1; the result has their dtype.
@@ -65,9 +66,10 @@ class Gaussians:
             public: where given, each cluster is shrunk towards its nearest cluster by a normal-inverse-Wishart prior.
             strength: of that prior, in samples.
             rank: the number of directions that a cluster keeps, at most.
+            clusters: at most.
         """
         flat = images.flatten(1).double()
-        cluster = cluster_of(flat, seed)
+        cluster = cluster_of(flat, seed, clusters)
         parts = []
         for k in range(int(cluster.max()) + 1):
             members = flat[cluster == k]
@@ -183,9 +185,9 @@ class Gaussians:
         return cls(**{name: tensors[name] for name in ("log_share", "mean", "basis", "variance", "rest")}, shape=shape)
 
 
-def cluster_of(flat: Tensor, seed: int) -> Tensor:
+def cluster_of(flat: Tensor, seed: int, most: int = MOST_CLUSTERS) -> Tensor:
     """Return the k-means cluster [n] of each row of `flat` [n, dimension]; one thread, so sums have one order."""
-    clusters = min(max(len(flat) // IMAGES_PER_CLUSTER, 1), MOST_CLUSTERS)
+    clusters = min(max(len(flat) // IMAGES_PER_CLUSTER, 1), most)
     if clusters == 1:
         return torch.zeros(len(flat), dtype=torch.long)
     with threadpool_limits(1):

@@ -89,7 +89,7 @@ class Batch:
 def sample_batch(
     composed: ComposedDenoiser | GuidedDenoiser,
     shape: tuple[int, int, int],
-    indices: range,
+    indices: Sequence[int],
     settings: Settings,
     observe: OnStep | None = None,
     weigh: bool = True,

@@ -1,4 +1,4 @@
-"""Intervals of nominally 95 %: of a score and of the ratio of two, from half-samples of the images; of a share."""
+"""Intervals of nominally 95 %: of a score and of the ratio of two, from half-samples; of a share; of a mean."""
 
 import math
 from dataclasses import dataclass
@@ -79,3 +79,9 @@ def share_interval(count: int, n: int) -> Interval:
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """Return the mean of independent values [n], n >= 2, and the interval of its expectation: 1.96 standard errors."""
+    mean, half = float(values.mean()), NORMAL * float(values.std()) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)

@@ -26,6 +26,7 @@ from cdm_lightning.denoiser import (
 from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
+from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
@@ -58,6 +59,7 @@ class CompartmentalizedDiffusion(LightningModule):
         label_dropout: the share of the training images whose label a prompt is not told.
         ema_decay: of the running average of what is trained, which is what is stored.
         rank: directions that a cluster of a closed form keeps.
+        clusters: of a source's closed form, at most; one for every 50 images.
         evidence: what weighs the sources.
         strategy: how sources are composed; see `ComposedDenoiser`.
         sigma_switch: above this noise level every denoiser is a closed form; inf turns that off.
@@ -79,6 +81,7 @@ class CompartmentalizedDiffusion(LightningModule):
         label_dropout: float = 0.1,
         ema_decay: float = 0.999,
         rank: int = 64,
+        clusters: int = MOST_CLUSTERS,
         evidence: Literal["gaussians"] = "gaussians",
         strategy: Strategy = "routed",
         sigma_switch: float | Literal["inf"] = 1.0,
@@ -87,7 +90,7 @@ class CompartmentalizedDiffusion(LightningModule):
         super().__init__()
         sigma_switch = float(sigma_switch)
         _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
-        _check_settings(tokens, lora_rank, rank, label_dropout, sigma_switch)
+        _check_settings(tokens, lora_rank, rank, clusters, label_dropout, sigma_switch)
         if strategy == "draft" and (guide, compartment) != ("closed_form", "none"):
             raise BadInput("model.strategy draft needs model.guide closed_form and model.compartment none")
         self.backbone = backbone
@@ -269,9 +272,11 @@ def _check_backbone_steps(steps: int, finished: bool) -> None:
         raise BadInput(f"model.backbone_steps is {steps}; expected {unless}")
 
 
-def _check_settings(tokens: int, lora_rank: int, rank: int, label_dropout: float, sigma_switch: float) -> None:
+def _check_settings(
+    tokens: int, lora_rank: int, rank: int, clusters: int, label_dropout: float, sigma_switch: float
+) -> None:
     """Raise BadInput that names the first setting outside its range."""
-    counts = {"tokens": tokens, "lora_rank": lora_rank, "rank": rank}
+    counts = {"tokens": tokens, "lora_rank": lora_rank, "rank": rank, "clusters": clusters}
     for key, value in counts.items():
         if value < 1:
             raise BadInput(f"model.{key} is {value}; expected at least 1")

@@ -11,7 +11,7 @@ from cdm_lightning.public import Public
 from cdm_lightning.seeding import stable_hash
 
 
-def fit_closed_form(x_0: Tensor, public: Public, *seed: str | int) -> Gaussians:
+def fit_closed_form(x_0: Tensor, public: Public, clusters: int, *seed: str | int) -> Gaussians:
     """Fit the Gaussians of a source, or of a class of it; `seed` names the draw behind k-means."""
     return Gaussians.fit(
         x_0,
@@ -19,31 +19,36 @@ def fit_closed_form(x_0: Tensor, public: Public, *seed: str | int) -> Gaussians:
         public=public.closed_form,
         strength=public.strength,
         rank=public.rank,
+        clusters=clusters,
     )
 
 
-def fit_classes(x_0: Tensor, labels: list[str], public: Public, seed: int, source: str) -> dict[str, ClassForm]:
-    """Fit the Gaussians of every class; without labels there is none."""
+def fit_classes(
+    x_0: Tensor, labels: list[str], public: Public, clusters: int, seed: int, source: str
+) -> dict[str, ClassForm]:
+    """Fit the Gaussians of every class, at most `clusters` each; without labels there is none."""
     classes = {}
     for label in sorted(set(labels)):
         own = x_0[torch.tensor([name == label for name in labels])]
-        classes[label] = ClassForm(len(own), fit_closed_form(own, public, seed, source, label))
+        classes[label] = ClassForm(len(own), fit_closed_form(own, public, clusters, seed, source, label))
     return classes
 
 
 def drafts_of_source(
-    x_0: Tensor, keys: list[str], labels: list[str], public: Public, public_mix: float
+    x_0: Tensor, keys: list[str], labels: list[str], public: Public, clusters: int, public_mix: float
 ) -> Drafts | LabelledDrafts | MixedDrafts:
     """Return out-of-fold drafts of one source's own images: a prompt must not learn to trust drafts that saw them.
 
     With `public_mix` above 0 they are drafts of the mixture with `public`; then there are no labels.
     """
-    whole = _out_of_fold(PseudoSources.whole(x_0, keys), public)
+    whole = _out_of_fold(PseudoSources.whole(x_0, keys), public, clusters)
     if public_mix:
         return MixedDrafts.of(whole, public.closed_form, public_mix)
-    return LabelledDrafts(whole, _out_of_fold(PseudoSources.by_label(x_0, keys, labels), public)) if labels else whole
+    if not labels:
+        return whole
+    return LabelledDrafts(whole, _out_of_fold(PseudoSources.by_label(x_0, keys, labels), public, clusters))
 
 
-def _out_of_fold(pseudo: PseudoSources, public: Public) -> Drafts:
+def _out_of_fold(pseudo: PseudoSources, public: Public, clusters: int) -> Drafts:
     priors = [public.closed_form] * len(pseudo.groups())
-    return Drafts.fit(pseudo, priors, public.strength, public.rank, [max(pseudo.sizes())])
+    return Drafts.fit(pseudo, priors, public.strength, public.rank, [max(pseudo.sizes())], clusters)

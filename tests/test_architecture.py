@@ -42,6 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "joint_classifier",
         "classifier_training",
         "soup",
+        "line_up",
+        "stratification",
         "cost",
         "comparison",
         "comparison_table",
@@ -55,6 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "composition",
+        "distance",
         "guidance",
         "compartment",
         "compartments",

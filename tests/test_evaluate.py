@@ -14,11 +14,12 @@ from cdm_lightning.cli import main
 from cdm_lightning.comparison_table import cost as cost_table
 from cdm_lightning.comparison_table import interval, proportions, quality, terminal
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.contenders import Contender, contender, default_names
+from cdm_lightning.contenders import Contender
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.extractors import FeatureExtractor
-from cdm_lightning.fidelity import sampled_images
+from cdm_lightning.fidelity import images_of_batches, sampled_images
 from cdm_lightning.generation import Settings
+from cdm_lightning.line_up import contender, default_names
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
@@ -37,11 +38,11 @@ MEASURED = ("scores", "intervals", "frechet_ratio", "proportions", "near_copies"
 
 @pytest.fixture(autouse=True, scope="module")
 def extractor() -> Iterator[DummyExtractor]:
-    """Put an extractor of few features in the place of EfficientNet-Lite0, and leave out the process for the memory."""
+    """Put extractors of few features in the place of the real ones, and leave out the process for the memory."""
     dummy = DummyExtractor("effnet-lite0")
 
     def opened(name: str, weights: str | None) -> FeatureExtractor:
-        return dummy
+        return dummy if name == dummy.name else DummyExtractor(name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cdm_lightning.evaluate_command.open_extractor", opened)
@@ -137,6 +138,14 @@ def test_inf_runs_the_network_at_every_level(store: Path, all_rows: Path) -> Non
     assert (twin["network_evaluations_per_image"], twin["sigma_switch"]) == (2 * STEPS - 1, "inf")
 
 
+def test_a_row_may_have_a_switch_of_its_own(store: Path, tmp_path: Path) -> None:
+    rows = evaluate(store, tmp_path, "--strategies", "routed@0.25", "--against", f"twin@0.25={store}")
+    composed = open_compartments(Store.open(store), "all", sigma_switch=0.25, device="cpu").composed("routed")
+    for name in ("routed@0.25", "twin@0.25"):
+        assert torch.equal(images(tmp_path, name), sampled_images(composed, (1, 8, 8), SETTINGS))
+        assert rows[name]["sigma_switch"] == 0.25
+
+
 # --- what is measured
 
 
@@ -224,11 +233,48 @@ def test_the_same_again_computes_nothing_and_gives_equal_bytes(
 ) -> None:
     evaluate(store, tmp_path, "--strategies", "closed_form", "routed")
     before, calls = tables(tmp_path), extractor.calls
-    monkeypatch.setattr("cdm_lightning.comparison.sampled_images", refuse)
+    monkeypatch.setattr("cdm_lightning.comparison.images_of_batches", refuse)
     monkeypatch.setattr("cdm_lightning.evaluate_command.Images.yardstick", refuse)
     evaluate(store, tmp_path, "--strategies", "[closed_form, routed]")
     assert tables(tmp_path) == before
     assert extractor.calls == calls
+
+
+def test_another_extractor_samples_nothing_and_measures_no_time(
+    store: Path, tmp_path: Path, extractor: DummyExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of each extractor stays, and is resumed without the other."""
+    first = evaluate(store, tmp_path, "--strategies", "closed_form", "routed")
+    before, calls = tables(tmp_path), extractor.calls
+    for name in ("images_of_batches", "seconds_in_turns", "peak_memory"):
+        monkeypatch.setattr(f"cdm_lightning.comparison.{name}", refuse)
+    evaluate(store, tmp_path, "--strategies", "closed_form", "routed", "--extractor", "inception")
+    report = json.loads((tmp_path / "table-inception.json").read_text())
+    assert report["extractor"] == "inception"
+    assert (tmp_path / "table-inception.md").read_text().startswith(f"| row | FID@{N} |")
+    for row in report["rows"]:
+        assert list(row["intervals"]) == [f"fid@{N}_inception", f"kid@{N}_inception"]
+        kept = ("seconds_per_image", "seconds_ratio", "peak_memory", "network_evaluations_per_image", "model")
+        assert {name: row[name] for name in kept} == {name: first[row["name"]][name] for name in kept}
+    assert tables(tmp_path) == before
+    monkeypatch.setattr("cdm_lightning.evaluate_command.Images.yardstick", refuse)
+    for name in ("effnet-lite0", "inception"):
+        evaluate(store, tmp_path, "--strategies", "closed_form", "routed", "--extractor", name)
+    assert tables(tmp_path) == before
+    assert json.loads((tmp_path / "table-inception.json").read_text()) == report
+    assert extractor.calls == calls
+
+
+def test_other_weights_of_an_extractor_make_other_features_of_the_same_samples(
+    store: Path, tmp_path: Path, extractor: DummyExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(store, tmp_path, "--strategies", "closed_form")
+    calls = extractor.calls
+    monkeypatch.setattr(extractor, "fingerprint", "another")
+    monkeypatch.setattr("cdm_lightning.comparison.images_of_batches", refuse)
+    evaluate(store, tmp_path, "--strategies", "closed_form")
+    heldout = json.loads((tmp_path / "table.json").read_text())["reference_images"]
+    assert extractor.calls >= calls + N + heldout
 
 
 def refuse(*_: object) -> None:
@@ -269,11 +315,14 @@ def test_another_compartment_is_computed_anew(
     assert extractor.calls == calls + N  # public's samples do not depend on it
 
 
-@pytest.mark.parametrize("name", ["routed.json", "routed.safetensors"])
+ROW = "routed.effnet-lite0.json"
+
+
+@pytest.mark.parametrize("name", [ROW, "routed.effnet-lite0.safetensors", "routed.safetensors", "routed.cost.json"])
 def test_a_damaged_file_is_made_again(name: str, all_rows: Path, store: Path, tmp_path: Path) -> None:
     before = rows_of(all_rows)["routed"]
     evaluate(store, tmp_path, "--strategies", "routed")
-    for damaged in {name, "routed.json"}:
+    for damaged in {name, ROW}:
         (tmp_path / "rows" / damaged).write_bytes(b"{}")
     after = evaluate(store, tmp_path, "--strategies", "routed")["routed"]
     assert {name: after[name] for name in MEASURED} == {name: before[name] for name in MEASURED}
@@ -283,10 +332,13 @@ def test_an_interruption_loses_one_row(
     store: Path, tmp_path: Path, extractor: DummyExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cdm_lightning.comparison.sampled_images", interrupt_at(2))
+        patch.setattr("cdm_lightning.comparison.images_of_batches", interrupt_at(2))
         with pytest.raises(KeyboardInterrupt):
             evaluate(store, tmp_path, "--strategies", "routed", "closed_form")
-    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["routed.json", "routed.safetensors"]
+    kept = [
+        f"routed.{ending}" for ending in ("cost.json", "effnet-lite0.json", "effnet-lite0.safetensors", "safetensors")
+    ]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == kept
     calls = extractor.calls
     evaluate(store, tmp_path, "--strategies", "routed", "closed_form")
     assert extractor.calls == calls + N
@@ -299,7 +351,7 @@ def interrupt_at(call: int) -> Any:
         calls.append(arguments)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return sampled_images(*arguments)
+        return images_of_batches(*arguments)
 
     return sampled
 
@@ -309,10 +361,10 @@ def interrupt_at(call: int) -> Any:
 
 def test_seconds_are_medians_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "TURNS", 3)
-    clock = iter([4.0, 1.0, 2.0, 2.0, 3.0, 1.0])  # mine, the base's, mine, ...
+    clock = iter([4.0, 1.0, 2.0, 2.0, 3.0, 1.0])  # per image; mine, the base's, mine, ...
     monkeypatch.setattr(cost, "_seconds", lambda *_: next(clock))
     seconds, ratio = cost.seconds_in_turns(None, None, Settings(n=100))  # type: ignore[arg-type]
-    assert (seconds, ratio) == (3.0 / cost.IMAGES, 3.0)
+    assert (seconds, ratio) == (3.0, 3.0)
 
 
 def test_memory_is_that_of_a_process_of_its_own(store: Path) -> None:
@@ -353,6 +405,7 @@ def made_report() -> dict[str, Any]:
             "peak_memory": memory,
             "proportions": {"corrected": {"cat": 0.5, "dog": 0.5}, "distance": 0.125, "p_value": 0.03125},
             "near_copies": {"value": 0.0, "low": 0.0, "high": 0.25},
+            "by_class": name == "routed",
         }
 
     return {
@@ -364,7 +417,15 @@ def made_report() -> dict[str, Any]:
         "near_copies_threshold": 7.25,
         "training_images": 100,
         "reference_images": 10,
-        **{"n": 64, "extractor": "inception", "sampler": "heun", "steps": 9, "seed": 4, "root": "data/pets"},
+        **{
+            "n": 64,
+            "by_class": False,
+            "extractor": "inception",
+            "sampler": "heun",
+            "steps": 9,
+            "seed": 4,
+            "root": "data/pets",
+        },
     }
 
 
@@ -388,6 +449,11 @@ def test_the_tables_by_hand() -> None:
     lines = terminal(report).splitlines()
     assert max(map(len, lines)) <= 112
     assert lines[-1] == "n 64, heun 9 steps, seed 4, extractor inception, 10 held-out images of data/pets"
+    lines = terminal(report | {"by_class": True}).splitlines()
+    assert lines[-2:] == [
+        "a-very-long-name@inf: sampled without a class",
+        "n 64 by class, heun 9 steps, seed 4, extractor inception, 10 held-out images of data/pets",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -412,6 +478,9 @@ def test_digits_of_an_interval(ends: tuple[float, float, float], said: str) -> N
     [
         (("--strategies", "route"), "unknown row 'route': expected one of closed_form, public, routed, assign"),
         (("--strategies", "closed_form@inf"), "closed_form@inf is no row"),
+        (("--strategies", "routed@high"), "row 'routed@high': expected a noise level above 0.002 after the @, or inf"),
+        (("--strategies", "routed@0.001"), "row 'routed@0.001': expected a noise level above 0.002"),
+        (("--against", "twin@=stores/x"), "row 'twin@': expected a noise level"),
         (("--strategies", "routed,assign,routed"), "row 'routed' is named twice"),
         (("--strategies", "routed", "--base", "rooted"), "--base 'rooted' is none of the rows, routed; did you mean"),
         (("--against", "twin"), "--against 'twin' is not LABEL=STORE"),

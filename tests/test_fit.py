@@ -53,6 +53,16 @@ def test_refit_and_changed_inputs_fit_again(store: Path, fit: Fit, tmp_path: Pat
     assert events[1]["before"] != events[1]["after"]
 
 
+def test_the_number_of_clusters_is_the_sources_own(store: Path, fit: Fit, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    assert fit(copy, "[digit0, digit1]", "--model.clusters", "1") == 0
+    tensors, card = Store.open(copy).read_compartment("digit0")
+    assert card.settings == {"clusters": 1, "rank": 16}
+    assert len(tensors["closed_form.mean"]) == 1
+    assert fit(copy, "[digit0, digit1]") == 0
+    assert tree(copy / "compartments") == tree(store / "compartments"), "the default is written as if it were not there"
+
+
 @pytest.mark.parametrize("broken", ["train", "Store.write_compartment"])
 def test_an_interrupted_fit_goes_on_and_ends_in_the_same_bytes(
     broken: str, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

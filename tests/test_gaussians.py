@@ -194,6 +194,13 @@ def test_shrinkage_is_the_normal_inverse_wishart_posterior(n: int, rank: int) ->
         torch.testing.assert_close(covariance(fitted)[k], truncated(dense, rank), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("n", "clusters", "expected"), [(700, 12, 12), (700, 20, 14), (120, 12, 2), (700, 1, 1)])
+def test_there_is_a_cluster_for_every_fifty_images_up_to_the_most(n: int, clusters: int, expected: int) -> None:
+    fitted = Gaussians.fit(images(n), seed=0, rank=3, clusters=clusters)
+    assert len(fitted.mean) == expected
+    assert len(cluster_of(images(n).flatten(1), 0, clusters).unique()) == expected
+
+
 def test_nearest_returns_the_whole_cluster() -> None:
     public = mixture(7)
     near = public.nearest(public.mean[2] + 1e-3)

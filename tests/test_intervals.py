@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, sem
 from torch import Tensor
 
 from cdm_lightning.feature_sums import FeatureSums
-from cdm_lightning.intervals import HalfSamples, ratio_interval, score_interval, share_interval
+from cdm_lightning.intervals import HalfSamples, mean_interval, ratio_interval, score_interval, share_interval
 from cdm_lightning.metrics import frechet_distance
 from cdm_lightning.resampled_scores import frechet_of_features, frechet_replicates, kid_replicates
 from tests.test_metrics import normal
@@ -141,3 +141,11 @@ def test_the_interval_of_a_share_is_scipys(count: int, n: int) -> None:
     assert own.value == count / n
     assert (own.low, own.high) == (pytest.approx(expected.low, abs=1e-6), pytest.approx(expected.high, abs=1e-6))
     assert math.isclose(own.low, 0, abs_tol=1e-12) == (count == 0)
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
+    values = 2 + 3 * normal(50, 1, 7).flatten().double()
+    found = mean_interval(values)
+    expected = norm.interval(0.95, loc=np.mean(values.numpy()), scale=sem(values.numpy()))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-6)
+    assert found.value == pytest.approx(float(values.mean()))

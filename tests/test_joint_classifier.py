@@ -14,13 +14,13 @@ from cdm_lightning.classifier_training import KNOTS, noised, trained
 from cdm_lightning.cli import main
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser, mixture_weights
-from cdm_lightning.contenders import default_names
 from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import NoisedFeatures
 from cdm_lightning.fidelity import sampled_images
 from cdm_lightning.generation import Settings
 from cdm_lightning.images import from_uint8, to_uint8
 from cdm_lightning.joint_classifier import ClassifierEvidence, JointClassifier, JointHead
+from cdm_lightning.line_up import contender, default_names, under_classes
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
@@ -182,7 +182,7 @@ def test_it_is_trained_once_and_again_in_equal_bytes(
     assert evaluate(store, tmp_path) == 0
     assert (tmp_path / CLASSIFIER).read_bytes() == before[CLASSIFIER.name]
     (tmp_path / CLASSIFIER).write_bytes(b"damaged")
-    monkeypatch.setattr("cdm_lightning.comparison.sampled_images", refuse)
+    monkeypatch.setattr("cdm_lightning.comparison.images_of_batches", refuse)
     assert evaluate(store, tmp_path) == 0
     assert (tmp_path / CLASSIFIER).read_bytes() == before[CLASSIFIER.name]
     monkeypatch.setattr("cdm_lightning.classifier_training.trained", refuse)
@@ -218,3 +218,10 @@ def test_a_label_is_refused(store: Path, evaluated: Path) -> None:
     evidence = ClassifierEvidence(JointClassifier(evaluated / CLASSIFIER, opened(store)), 0)
     with pytest.raises(BadInput, match="class-blind"):
         evidence.log_density(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("row", ["classifier", "soup"])
+def test_classes_are_refused(row: str, store: Path) -> None:
+    one = contender(Store.open(store), ["digit0", "digit1"], row, Path("none"))
+    with pytest.raises(BadInput, match=f"the row '{row}' knows no classes"):
+        under_classes(one, {"0": 3})

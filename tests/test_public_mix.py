@@ -17,7 +17,7 @@ from cdm_lightning.card import model_card
 from cdm_lightning.cli import main
 from cdm_lightning.drafts import MixedDrafts
 from cdm_lightning.errors import StoreError
-from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.gaussians import MOST_CLUSTERS, Gaussians
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import Public
@@ -166,7 +166,7 @@ def test_drafts_in_training_are_the_mixture_without_the_fold_of_the_image(mixed:
     public: Public = open_compartments(Store.open(mixed), "all", sigma_switch=None, device="cpu").public
     x_0 = torch.rand(60, 1, 8, 8, generator=generator(2)) * 2 - 1
     keys = [f"image-{k}" for k in range(60)]
-    drafts = drafts_of_source(x_0, keys, [], public, 0.3)
+    drafts = drafts_of_source(x_0, keys, [], public, MOST_CLUSTERS, 0.3)
     assert isinstance(drafts, MixedDrafts)
     named = [*keys[:5], "somebody's", "nobody's"]
     x, sigma = torch.randn(7, 1, 8, 8, generator=generator(3)), torch.linspace(0.2, 1.5, 7)

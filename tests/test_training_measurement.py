@@ -39,6 +39,14 @@ def in_training(measured: Path) -> EventAccumulator:
 
 
 @pytest.fixture(scope="module")
+def unmeasured(store: Path, fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    """Return the events of a prompt's training that nothing measured on the way."""
+    place = only_backbone(store, tmp_path_factory.mktemp("unmeasured") / "store")
+    assert fit(place, "[digit0]", *TOKENS, *MEASURED, "--metrics.every", "0", *LOGGED) == 0
+    return events(place / "runs" / "sources" / "digit0")
+
+
+@pytest.fixture(scope="module")
 def composed(measured: Path) -> EventAccumulator:
     return events(measured / "runs" / "composed")
 
@@ -107,7 +115,7 @@ def test_a_norm_is_that_of_all_numbers_together() -> None:
     assert norm([torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])]) == pytest.approx(7.0)
 
 
-@pytest.mark.parametrize("run", ["in_training", "composed"])
+@pytest.mark.parametrize("run", ["in_training", "unmeasured", "composed"])
 def test_every_chart_of_the_layout_has_something_to_show(run: str, request: pytest.FixtureRequest) -> None:
     found: EventAccumulator = request.getfixturevalue(run)
     scalars = found.Tags()["scalars"]

@@ -1,0 +1,203 @@
+"""The quality table: five owners, or eight, against the best monoliths. Everything from images to tables, in one go.
+
+    python -m benchmarks.quality --work out/quality [--input FOLDER] [--inception FILE] [--only NAME ...]
+
+Every step is a command of the project, in a process and with a log of its own; two run at a time, with one thread each.
+What is finished is skipped: run it again after an interruption. The tables are in WORK/tables.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, Fitted
+from benchmarks.quality_tables import TABLES, Table
+from cdm_lightning.store import BACKBONE, Store
+
+AT_ONCE = 2
+QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
+SHARDS = ("--from", "fashion_mnist", "--public-classes", "[0,2,4,6,8]", "--heldout-fraction", "0.1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the project.
+
+    Attributes:
+        arguments: of the command.
+        needs: names of the steps that come before it.
+        prepare: is called first.
+    """
+
+    arguments: list[str]
+    needs: tuple[str, ...] = ()
+    prepare: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps by name, in the order in which they start if nothing is missing.
+
+    Attributes:
+        work: the folder of everything.
+        input: folder of torchvision's FashionMNIST; None downloads it.
+        inception: file of Inception's weights; None downloads them.
+    """
+
+    work: Path
+    input: str | None
+    inception: str | None
+
+    def steps(self) -> dict[str, Step]:
+        """Return every step by name."""
+        shards = {f"shards of {split}": self._shards(split) for split in SPLITS}
+        backbones = {f"backbone {name}": self._backbone(name) for name in BACKBONES}
+        stores = {name: self._store(name, fitted) for name, fitted in STORES.items()}
+        tables = {f"table {name}": self._table(name, table) for name, table in TABLES.items()}
+        return shards | backbones | stores | tables
+
+    def place(self, name: str) -> Path:
+        """Return the folder of a store."""
+        return self.work / "stores" / name
+
+    def _root(self, split: str) -> str:
+        return str(self.work / "shards" / split)
+
+    def _shards(self, split: str) -> Step:
+        source = ["--input", self.input] if self.input else []
+        return Step(["shards", *SHARDS, *source, "--split", SPLITS[split], "--out", self._root(split)])
+
+    def _fit(self, name: str, split: str) -> list[str]:
+        where = ["--store", str(self.place(name)), "--data.root", self._root(split), "--data.split", SPLITS[split]]
+        return ["fit", "--config", CONFIG, *where, *QUIET]
+
+    def _backbone(self, name: str) -> Step:
+        given, _, rest = name.partition("-")
+        needs = ("shards of classes",)
+        prepare = None
+        if rest == "inf":
+            needs, prepare = (*needs, f"backbone {given}"), lambda: self._without_switch(given, name)
+        seed = ["--seed", rest] if rest.isdecimal() else []
+        store = f"backbone-{name}"
+        return Step([*self._fit(store, "classes"), "--data.sources", "[]", *BACKBONES[name], *seed], needs, prepare)
+
+    def _without_switch(self, given: str, name: str) -> None:
+        """Make a store of the same backbone whose prompts are trained at every noise level."""
+        place = self.place(f"backbone-{name}")
+        if (place / BACKBONE).exists():
+            return
+        store = Store.open(self.place(f"backbone-{given}"))
+        tensors, metadata = store.read_backbone()
+        scalars = tensors["public.scalars"].clone()
+        scalars[3] = torch.inf
+        Store.create(place).write_backbone(
+            tensors | {"public.scalars": scalars},
+            metadata | {"sigma_switch": float("inf")},
+            image_shape=store.info.image_shape,
+            sigma_range=store.info.sigma_range,
+            public_sha256=store.info.public_data_sha256,
+        )
+
+    def _store(self, name: str, fitted: Fitted) -> Step:
+        arguments = [*self._fit(name, fitted.split), *fitted.arguments()]
+        needs = (f"shards of {fitted.split}", f"backbone {fitted.backbone}")
+        return Step(arguments, needs, lambda: self._with_backbone(name, fitted.backbone))
+
+    def _with_backbone(self, name: str, backbone: str) -> None:
+        """Begin a store with a copy of a backbone."""
+        place = self.place(name)
+        place.mkdir(parents=True, exist_ok=True)
+        for file in (BACKBONE, "store.json"):
+            if not (place / file).exists():
+                shutil.copy(self.place(f"backbone-{backbone}") / file, place / file)
+
+    def _table(self, name: str, table: Table) -> Step:
+        opponents = [f"{label}={self.place(store)}" for label, store in table.against.items()]
+        inception = ["--inception", self.inception] if self.inception and table.extractor == "inception" else []
+        needs = (table.store, *table.stores())
+        where = [
+            "--store",
+            str(self.place(table.store)),
+            "--sources",
+            "all",
+            "--out",
+            str(self.work / "tables" / table.out),
+        ]
+        rows = ["--strategies", *table.strategies, "--against", *opponents, "--base", table.base]
+        return Step(["evaluate", *where, *rows, "--extractor", table.extractor, *inception, *table.options], needs)
+
+
+def run(steps: Mapping[str, Step], logs: Path) -> None:
+    """Run every step after those that it needs; stop at the first that fails.
+
+    Raises:
+        SystemExit: a step failed; the last lines of its log are shown.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, done = dict(steps), set[str]()
+    running: dict[Future[None], str] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while waiting or running:
+            ready = [name for name, step in waiting.items() if set(step.needs) <= done]
+            for name in ready[: AT_ONCE - len(running)]:
+                running[pool.submit(one, name, waiting.pop(name), logs)] = name
+            for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(finished))
+                finished.result()
+
+
+def one(name: str, step: Step, logs: Path) -> None:
+    """Run one step, and say how long it took."""
+    start, log = time.perf_counter(), logs / f"{name.replace(' ', '-')}.log"
+    if step.prepare is not None:
+        step.prepare()
+    command = [sys.executable, "-m", "cdm_lightning", *step.arguments]
+    with log.open("w") as file:
+        code = subprocess.run(  # noqa: S603
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ).returncode
+    if code:
+        raise SystemExit(f"{name} failed; {log} ends with:\n" + "\n".join(log.read_text().splitlines()[-5:]))
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def chosen(steps: Mapping[str, Step], only: list[str]) -> dict[str, Step]:
+    """Return the steps of these names, and all that they need; all steps if no name is given.
+
+    Raises:
+        SystemExit: there is no such step.
+    """
+    wanted, open_names = set[str](), list(only) or list(steps)
+    while open_names:
+        name = open_names.pop()
+        if name not in steps:
+            raise SystemExit(f"there is no step '{name}'; there are: {', '.join(steps)}")
+        if name not in wanted:
+            wanted.add(name)
+            open_names += steps[name].needs
+    return {name: step for name, step in steps.items() if name in wanted}
+
+
+def main() -> None:
+    """Run all steps, or those that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", default="out/quality", help="folder of shards, stores, logs and tables")
+    parser.add_argument("--input", default=None, help="folder of torchvision's FashionMNIST; by default a download")
+    parser.add_argument("--inception", default=None, help="file of Inception's weights; by default a download")
+    parser.add_argument("--only", nargs="+", default=[], help="names of steps; with all that they need")
+    options = parser.parse_args()
+    work = Path(options.work)
+    run(chosen(Plan(work, options.input, options.inception).steps(), options.only), work / "logs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The stores that `benchmarks.quality` compares: ours and the monoliths, each trained on as many images.
+
+Five sources are five classes of Fashion-MNIST, eight are random parts of the same images; a monolith is a store whose
+one source is all of them. `public` is the other five classes in all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
+CLUSTERS = 10  # of a source, and of a class of it
+CONFIG = "fashion_shards.yaml"
+SPLITS = {"classes": "class", "union": "random:1", "parts": "random:8"}
+SOURCES = {"classes": 5, "union": 1, "parts": 8}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A store: whose backbone it has, how the images are split into sources, and what is trained for each.
+
+    Attributes:
+        backbone: the name of the store whose backbone it takes.
+        split: a key of SPLITS.
+        kind: of compartment.
+        options: of `fit`, beside those that follow from the above.
+        seed: of the training.
+        clusters: of a source's closed form; a monolith has as many as the sources together.
+    """
+
+    backbone: str
+    split: str
+    kind: str = "none"
+    options: tuple[str, ...] = ()
+    seed: int = 0
+    clusters: int = CLUSTERS
+
+    def arguments(self) -> list[str]:
+        """Return the options of `fit`."""
+        steps = STEPS // SOURCES[self.split]
+        trained = ["--trainer.max_steps", str(steps)] if self.kind != "none" else []
+        what = ["--model.compartment", self.kind, "--model.clusters", str(self.clusters)]
+        return [*what, *trained, *BACKBONES[self.backbone], "--seed", str(self.seed), *self.options]
+
+
+PAPER = ("--model.strategy", "posterior")
+LABELS = ("--model.class_labels", "true")
+GUIDED_RATE, TOKENS_RATE = ("--model.prompt_learning_rate", "1e-3"), ("--model.prompt_learning_rate", "3e-3")
+PLAIN = ("--model.guide", "none")
+BACKBONES: dict[str, Sequence[str]] = {
+    "guided": (),
+    "guided-1": (),
+    "guided-inf": ("--model.sigma_switch", "inf"),
+    "plain": (*PLAIN, "--model.sigma_switch", "inf"),
+}
+UNION = SOURCES["classes"] * CLUSTERS
+PARTS = SOURCES["parts"] * CLUSTERS  # of each class: a part has CLUSTERS of its own for every class
+
+STORES = {
+    # five sources, a class each
+    "ours": Fitted("guided", "classes"),
+    "ours-full": Fitted("guided", "classes", "full", GUIDED_RATE),
+    "paper": Fitted("plain", "classes", "tokens", PAPER),
+    "mono": Fitted("guided", "union", clusters=UNION),
+    "mono-full": Fitted("guided", "union", "full", GUIDED_RATE, clusters=UNION),
+    "mono-plain": Fitted("plain", "union", "full", GUIDED_RATE, clusters=UNION),
+    "mono-tokens": Fitted("plain", "union", "tokens", TOKENS_RATE, clusters=UNION),
+    "mono-tokens40": Fitted("plain", "union", "tokens", (*TOKENS_RATE, "--model.tokens", "40"), clusters=UNION),
+    # eight random parts, class-conditional
+    "parts": Fitted("guided", "parts", options=LABELS),
+    "parts-full": Fitted("guided", "parts", "full", (*GUIDED_RATE, *LABELS)),
+    "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
+    "parts-mono-full": Fitted("guided", "union", "full", (*GUIDED_RATE, *LABELS), clusters=PARTS),
+    "parts-mono-plain": Fitted("plain", "union", "full", (*GUIDED_RATE, *LABELS), clusters=PARTS),
+    # further monoliths and baselines of the five sources, and a second seed
+    "ours-lora": Fitted("guided", "classes", "lora"),
+    "mono-full-inf": Fitted("guided-inf", "union", "full", GUIDED_RATE, clusters=UNION),
+    "ours-full-1": Fitted("guided-1", "classes", "full", GUIDED_RATE, seed=1),
+    "mono-full-1": Fitted("guided-1", "union", "full", GUIDED_RATE, seed=1, clusters=UNION),
+}

@@ -1,0 +1,87 @@
+"""The tables of `benchmarks.quality`: what `evaluate` compares with what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Table:
+    """One run of `evaluate`.
+
+    Attributes:
+        store: whose rows `strategies` are.
+        strategies: rows of that store.
+        against: the other stores, by the label of their rows.
+        base: the row that the others are divided by.
+        out: the folder; samples are shared by the tables in it.
+        extractor: makes features.
+        options: of `evaluate`.
+    """
+
+    store: str
+    strategies: tuple[str, ...]
+    against: Mapping[str, str]
+    base: str
+    out: str
+    extractor: str = "effnet-lite0"
+    options: tuple[str, ...] = field(default=("--n", "2000"))
+
+    def stores(self) -> tuple[str, ...]:
+        """Return the stores that rows other than `strategies` are of."""
+        return tuple(self.against.values())
+
+
+BY_CLASS = ("--n", "2000", "--by_class")
+TABLES = {
+    "five": Table(
+        "ours",
+        ("closed_form", "public", "uniform", "posterior", "routed", "assign", "draft"),
+        {
+            "full": "ours-full",
+            "paper": "paper",
+            "mono": "mono",
+            "mono-full": "mono-full",
+            "mono-plain": "mono-plain",
+            "mono-plain@1": "mono-plain",
+            "mono-tokens": "mono-tokens",
+            "mono-tokens40": "mono-tokens40",
+        },
+        "mono-full",
+        "five",
+    ),
+    "five, FID": Table(
+        "ours",
+        ("routed",),
+        {"full": "ours-full", "mono-full": "mono-full", "mono-plain": "mono-plain"},
+        "mono-full",
+        "five",
+        "inception",
+    ),
+    "eight": Table(
+        "parts",
+        ("closed_form", "uniform", "posterior", "routed", "assign", "draft"),
+        {
+            "full": "parts-full",
+            "mono": "parts-mono",
+            "mono-full": "parts-mono-full",
+            "mono-plain": "parts-mono-plain",
+        },
+        "mono-full",
+        "eight",
+        options=BY_CLASS,
+    ),
+    "five, seed 1": Table(
+        "ours-full-1",
+        ("routed",),
+        {"mono-full": "mono-full-1"},
+        "mono-full",
+        "five-1",
+    ),
+    "five, more": Table(
+        "ours-lora",
+        ("routed",),
+        {"mono-full": "mono-full", "mono-full-inf": "mono-full-inf"},
+        "mono-full",
+        "five-more",
+    ),
+}

@@ -1,0 +1,111 @@
+"""The quality benchmark. Oracles: what it must be fair in, the order of its steps, a backbone read back."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import quality
+from benchmarks.quality import Plan, Step, chosen, run
+from benchmarks.quality_stores import SOURCES, STEPS, STORES
+from benchmarks.quality_tables import TABLES
+from cdm_lightning.evaluate_command import chosen_base, evaluate_parser
+from cdm_lightning.fit_command import fit_parser
+from cdm_lightning.line_up import with_switch
+from cdm_lightning.packing import unpack_backbone
+from cdm_lightning.shards_command import shards_parser
+from cdm_lightning.store import Store
+
+PLAN = Plan(Path("work"), "images", "weights.pth")
+STEPS_OF_PLAN = PLAN.steps()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: str) -> None:
+    config, fitted = fit_parser().parse_args(STEPS_OF_PLAN[name].arguments[1:]), STORES[name]
+    sources = SOURCES[fitted.split]
+    if fitted.kind != "none":
+        assert config.trainer.max_steps * sources == STEPS
+    at_once = 8 if name.startswith("parts") else 5  # of a class, of which a part has some; of the union of classes
+    assert config.model.clusters * sources == 10 * (sources if fitted.split != "union" else at_once)
+    assert config.model.class_labels == name.startswith("parts")
+    assert config.model.guide == ("none" if fitted.backbone == "plain" else "closed_form")
+    assert config.seed == int(name.endswith("-1"))
+    assert config.data.batch_size == 64
+
+
+def test_all_steps_parse_and_need_only_steps() -> None:
+    parsers = {"shards": shards_parser, "fit": fit_parser, "evaluate": evaluate_parser}
+    for step in STEPS_OF_PLAN.values():
+        parsers[step.arguments[0]]().parse_args(step.arguments[1:])
+        assert set(step.needs) <= set(STEPS_OF_PLAN)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_of_a_table_are_named_once_and_have_a_base(name: str) -> None:
+    table = TABLES[name]
+    rows = [*table.strategies, *table.against]
+    assert len(set(rows)) == len(rows)
+    assert chosen_base(table.base, rows) == table.base
+    assert all(with_switch(row)[0] for row in rows)
+
+
+def test_the_backbone_of_a_store_is_fitted_with_the_same_settings() -> None:
+    pinned = ("guide", "rank", "sigma_switch", "backbone_steps", "backbone")
+    for name, fitted in STORES.items():
+        models = [
+            fit_parser().parse_args(STEPS_OF_PLAN[step].arguments[1:]).model
+            for step in (name, f"backbone {fitted.backbone}")
+        ]
+        assert [models[0][key] for key in pinned] == [models[1][key] for key in pinned]
+
+
+def test_steps_come_after_what_they_need_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, finished, at_once = list[str](), list[str](), list[int]()
+
+    def one(name: str, step: Step, logs: Path) -> None:
+        assert set(step.needs) <= set(finished)
+        started.append(name)
+        at_once.append(len(started) - len(finished))
+        time.sleep(0.02)
+        finished.append(name)
+
+    monkeypatch.setattr(quality, "one", one)
+    needs: dict[str, Sequence[str]] = {"a": (), "b": (), "c": ("a",), "d": ("a", "b"), "e": ("d",), "f": ()}
+    run({name: Step([], tuple(needs[name])) for name in needs}, tmp_path)
+    assert sorted(finished) == sorted(needs)
+    assert max(at_once) == 2
+
+
+def test_a_step_that_fails_ends_the_run_and_shows_why(tmp_path: Path) -> None:
+    steps = {"bad": Step(["stor", "list"]), "never": Step(["store"], ("bad",))}
+    with pytest.raises(SystemExit, match=r"bad failed; .*bad.log ends with:\n.*unknown command 'stor'"):
+        run(steps, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.log"]
+
+
+def test_steps_are_chosen_with_all_that_they_need() -> None:
+    expected = {"shards of classes", "shards of union", "backbone guided", "backbone guided-inf", "mono-full-inf"}
+    assert set(chosen(STEPS_OF_PLAN, ["mono-full-inf"])) == expected
+    assert chosen(STEPS_OF_PLAN, []) == STEPS_OF_PLAN
+    with pytest.raises(SystemExit, match="there is no step 'mone'"):
+        chosen(STEPS_OF_PLAN, ["mone"])
+
+
+def test_a_backbone_without_switch_is_the_same_network(store: Path, tmp_path: Path) -> None:
+    plan = Plan(tmp_path, None, None)
+    plan.place("backbone-guided").parent.mkdir(parents=True)
+    plan.place("backbone-guided").symlink_to(store)
+    prepare = plan.steps()["backbone guided-inf"].prepare
+    assert prepare is not None
+    prepare()
+    (given, public), (network, switchless) = (
+        unpack_backbone(*Store.open(place).read_backbone()) for place in (store, plan.place("backbone-guided-inf"))
+    )
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in given.state_dict().items())
+    expected = public.tensors()
+    expected["scalars"][3] = torch.inf
+    assert all(torch.equal(switchless.tensors()[name], tensor) for name, tensor in expected.items())
+    assert switchless.sigma_switch == float("inf")
