@@ -37,6 +37,13 @@ EXPLAINED = (
 )
 
 
+NOTES = {  # by parts of a row
+    "classifier": "classifier, not exact: its weights are those of one classifier that has seen all sources at once; "
+    "what the classifier costs is in s/image, not in evaluations",
+    "soup": "soup, not exact: the average of networks is not the network of the mixture",
+}
+
+
 def quality(report: dict[str, Any]) -> Rows:
     """Return the table of scores, as cells."""
     n, extractor = report["n"], report["extractor"]
@@ -101,7 +108,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
     if judge is not None:
         sources = f"judge of sources: right about {judge['accuracy']:.1%} of held-out images"
     free = [row["name"] for row in report["rows"] if not row["by_class"]] if report["by_class"] else []
-    return [copies, sources, *(f"{name}: sampled without a class" for name in free)]
+    notes = [NOTES[part] for part in NOTES if any(row["model"]["parts"] == part for row in report["rows"])]
+    return [copies, sources, *(f"{name}: sampled without a class" for name in free), *notes]
 
 
 def settings(report: dict[str, Any]) -> str:

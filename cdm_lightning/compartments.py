@@ -151,7 +151,11 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         if float(sigma[0]) >= self.sigma_switch:
             return draft
         self.evaluations += len(x)
-        return guided_denoise(self.preconditioning, self.backbone, x, sigma, draft, square.sqrt())
+        return guided_denoise(self.preconditioning, self.finisher(len(x)), x, sigma, draft, square.sqrt())
+
+    def finisher(self, rows: int) -> Network:
+        """Return the network that finishes a mixture of drafts of `rows` images: the backbone."""
+        return self.backbone
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,19 @@ from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser, Strategy
 from cdm_lightning.generation import batched, finite_or_text
+from cdm_lightning.joint_classifier import ClassifiedDenoiser, JointClassifier
 from cdm_lightning.packing import open_compartments
+from cdm_lightning.soup import Soup
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.stratification import strata
 from cdm_lightning.tensor_files import Json, file_sha256
 
 CLOSED_FORM: Literal["closed_form"] = "closed_form"
 PUBLIC: Literal["public"] = "public"
+CLASSIFIER: Literal["classifier"] = "classifier"
+SOUP: Literal["soup"] = "soup"
+Parts = Strategy | Literal["closed_form", "public", "classifier", "soup"]
+OTHER_COMPARTMENTS = (PUBLIC, SOUP)  # parts that are not made of the compartments as they are
 
 
 @dataclass(frozen=True)
@@ -27,19 +33,23 @@ class Contender:
         store: the folder.
         sources: whose compartments take part.
         parts: `closed_form`: the closed forms of the sources, mixed by their posterior at every level, no network.
-            `public`: the backbone alone, with the closed form of `public`. Otherwise a strategy of the composed model.
+            `public`: the backbone alone, with the closed form of `public`. `classifier`: `posterior`, with the weights
+            of a classifier that has seen all sources at once; not exact. `soup`: one network of averaged prompts; not
+            exact. Otherwise a strategy of the composed model.
         sigma_switch: above it every denoiser is a closed form: at all levels if it is 0; None is the store's own, inf
             turns that off.
         class_counts: training images by class; then image k is sampled under the class that `stratification.spread`
             gives it. Empty: images have no class, as those of `public` never have.
+        classifier: the file of `classifier`; it has to be there when the first image is sampled.
     """
 
     name: str
     store: Path
     sources: tuple[str, ...]
-    parts: Strategy | Literal["closed_form", "public"]
+    parts: Parts
     sigma_switch: float | None = None
     class_counts: Mapping[str, int] = field(default_factory=dict)
+    classifier: Path | None = None
 
     def open(self, device: str) -> "Opened":
         """Return the model, on a device.
@@ -55,14 +65,22 @@ class Contender:
         if self.parts == PUBLIC:
             one = open_compartments(store, self.sources[:1], sigma_switch=None, device=device)
             return backbone_alone(one, self.sigma_switch, device)
-        return open_compartments(store, self.sources, sigma_switch=self.sigma_switch, device=device)
+        opened = open_compartments(store, self.sources, sigma_switch=self.sigma_switch, device=device)
+        return Soup.of(opened) if self.parts == SOUP else opened
 
     def of(self, compartments: Compartments) -> "Opened":
         """Return the model that these compartments make.
 
         Raises:
-            BadInput: no source has one of the classes.
+            BadInput: they cannot make it, or no source has one of the classes.
         """
+        if self.parts == CLASSIFIER:
+            if self.classifier is None:
+                raise ValueError("the row 'classifier' needs the file of its classifier")
+            classifier = JointClassifier(self.classifier, compartments)
+            return Opened(compartments, ClassifiedDenoiser(compartments, classifier))
+        if self.parts == SOUP:
+            return Opened(compartments, compartments.composed("draft"))
         strategy = "posterior" if self.parts in (CLOSED_FORM, PUBLIC) else self.parts
         under = {label: compartments.under(label) for label in self.class_counts}
         by_class = {label: Opened(own, own.composed(strategy)) for label, own in under.items()}
@@ -70,14 +88,18 @@ class Contender:
 
     def same_compartments(self, other: "Contender") -> bool:
         """Return whether both are made of the same compartments, so that these are opened once."""
-        mine, others = ((one.store, one.sources, one.parts == PUBLIC, one.sigma_switch) for one in (self, other))
+        mine, others = (
+            (one.store, one.sources, one.parts if one.parts in OTHER_COMPARTMENTS else None, one.sigma_switch)
+            for one in (self, other)
+        )
         return mine == others
 
     def identity(self) -> dict[str, Json]:
         """Return all of this contender that its samples depend on: hashes, no path and no name."""
         store = Store.open(self.store)
         sources = () if self.parts == PUBLIC else self.sources
-        return {
+        trained = {} if self.classifier is None else {"classifier_sha256": file_sha256(self.classifier)}
+        return trained | {
             "parts": self.parts,
             "sigma_switch": None if self.sigma_switch is None else finite_or_text(self.sigma_switch),
             "class_counts": dict(self.class_counts),

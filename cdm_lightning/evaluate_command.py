@@ -6,6 +6,7 @@ classes together either way.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from callbacks.figures import image_rows
+from cdm_lightning.classifier_training import keep_classifier
 from cdm_lightning.comparison import Comparison, environment
 from cdm_lightning.comparison_table import markdown
+from cdm_lightning.contenders import Contender, Opened
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
@@ -40,6 +43,7 @@ SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
 LEAST = 4  # images: half of them is what a score needs
 PICTURES = 12  # columns of the picture
 BASE = "routed"
+CLASSIFIER_FILE = "classifier.safetensors"
 DEFAULT_EXTRACTOR = "effnet-lite0"
 PARTS: tuple[Part, ...] = (TRAIN, HELDOUT)
 NOT_SHOWN = ("identity", "replicates", "yardstick")  # of a row, in the table
@@ -58,8 +62,9 @@ def evaluate_parser() -> Parser:
         type=str,
         nargs="+",
         default=None,
-        help="rows: closed_form (no network), public (no source), or strategies of `sample`; NAME@SIGMA has its "
-        "closed forms above another noise level, NAME@inf nowhere; by default all that the store allows",
+        help="rows: closed_form (no network), public (no source), strategies of `sample`; only if asked for, and not "
+        "exact: classifier (weights of one classifier of all sources), soup (averaged prompts); NAME@SIGMA has its "
+        "closed forms above another noise level, NAME@inf nowhere; by default all others that the store allows",
     )
     parser.add_argument(
         "--against",
@@ -105,16 +110,18 @@ def evaluate(config: Any) -> dict[str, Any]:
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
     sources = store.choose(config.sources)
-    names, opponents = listed(config.strategies), config.against or []
-    models = opened_models(store, sources, names, opponents, config.device, config.by_class)
+    names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
+    classifier = kept / CLASSIFIER_FILE
+    models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
     images = Images(store, sources, root, exclude)
     extractor = open_extractor(config.extractor, config.inception)
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    make_yardstick = partial(images.yardstick, extractor, out / "features")
+    make_yardstick = partial(images.yardstick, extractor, kept)
     comparison = Comparison(folder, settings, extractor, images.identity(), make_yardstick)
+    train_classifier(list(models.values()), images, settings)
     order = [base, *(name for name in models if name != base)]
     rows = {name: comparison.row(*models[name], *models[base]) for name in order}
     report = {
@@ -197,12 +204,29 @@ class Images:
         )
         return {"training": training, "heldout": heldout, "n": self._n}
 
+    def training(self) -> dict[str, Tensor]:
+        """Return the training images, uint8 [n, channel, height, width], by source."""
+        return {source: self._data.images(source, TRAIN)[1] for source in self._n}
+
     def yardstick(self, extractor: FeatureExtractor, kept: Path) -> Yardstick:
         """Return the yardstick of these images; features are kept in a folder."""
-        training = {source: self._data.images(source, TRAIN)[1] for source in self._n}
+        training = self.training()
         total = sum(self._n.values())
         prior = {source: n / total for source, n in self._n.items()}
         return Yardstick.of(self._heldout, training, prior, extractor, kept)
+
+
+def train_classifier(models: Sequence[tuple[Contender, Opened]], images: Images, settings: Settings) -> None:
+    """Train the joint classifier of the rows that need it, if its file does not hold."""
+    for contender, opened in models:
+        if contender.classifier is not None:
+            depends_on = {
+                "backbone_sha256": Store.open(contender.store).info.backbone_sha256,
+                "training": images.identity()["training"],
+                "device": settings.device,
+                **environment(),
+            }
+            keep_classifier(contender.classifier, opened.compartments, images.training, settings.seed, depends_on)
 
 
 def shown(row: dict[str, Any], base: dict[str, Any], frechet: str) -> dict[str, Any]:

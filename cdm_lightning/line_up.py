@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from cdm_lightning.composition import Strategy
-from cdm_lightning.contenders import CLOSED_FORM, PUBLIC, Contender, Opened
+from cdm_lightning.contenders import CLASSIFIER, CLOSED_FORM, PUBLIC, SOUP, Contender, Opened, Parts
 from cdm_lightning.denoiser import SIGMA_MIN
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
@@ -17,17 +17,20 @@ from cdm_lightning.stratification import class_counts
 
 LABEL, SWITCH = "[A-Za-z][A-Za-z0-9_-]{0,19}", "inf|[0-9]+(?:[.][0-9]+)?"
 STRATEGIES: tuple[Strategy, ...] = ("uniform", "posterior", "routed", "assign", "draft")  # as rows of a table
+ROWS: tuple[Parts, ...] = (CLOSED_FORM, PUBLIC, *get_args(Strategy), CLASSIFIER, SOUP)
 
 
-def contender(store: Store, sources: Sequence[str], name: str) -> Contender:
-    """Return the contender of a store by the name of its row: `closed_form`, `public`, or a strategy; @SIGMA after it.
+def contender(store: Store, sources: Sequence[str], name: str, classifier: Path | None = None) -> Contender:
+    """Return the contender of a store by the name of its row, one of `ROWS`, with @SIGMA after it or not.
+
+    `classifier` is the file of the row `classifier`, which no other row needs.
 
     Raises:
         BadInput: there is no such row.
     """
-    known = (CLOSED_FORM, PUBLIC, *get_args(Strategy))
+    known: dict[str, Parts] = {part: part for part in ROWS}
     row, switch = with_switch(name)
-    parts = {part: part for part in known}.get(row)
+    parts = known.get(row)
     if parts is None:
         rows = ", ".join(known)
         raise BadInput(f"unknown row '{name}': expected one of {rows}, with @SIGMA or not{did_you_mean(row, known)}")
@@ -35,7 +38,8 @@ def contender(store: Store, sources: Sequence[str], name: str) -> Contender:
         if switch is not None:
             raise BadInput(f"{name} is no row: closed_form is a closed form at every noise level, so it has no switch")
         switch = 0.0
-    return Contender(name, store.path, tuple(sources), parts, switch)
+    own = classifier if parts == CLASSIFIER else None
+    return Contender(name, store.path, tuple(sources), parts, switch, classifier=own)
 
 
 def with_switch(name: str) -> tuple[str, float | None]:
@@ -84,10 +88,13 @@ def under_classes(one: Contender, counts: Mapping[str, int]) -> Contender:
     """Return a contender whose images have these classes; `public` knows no class, and stays as it is.
 
     Raises:
-        BadInput: its store was fitted without class labels, or no source of it has one of the classes.
+        BadInput: its store was fitted without class labels, no source of it has one of the classes, or the row knows
+            none.
     """
     if one.parts == PUBLIC or not counts:
         return one
+    if one.parts in (CLASSIFIER, SOUP):
+        raise BadInput(f"the row '{one.name}' knows no classes: leave it or --by_class out")
     known = class_counts(Store.open(one.store), one.sources)
     missing = [label for label in counts if label not in known]
     if missing:
@@ -99,7 +106,13 @@ def under_classes(one: Contender, counts: Mapping[str, int]) -> Contender:
 
 
 def opened_models(
-    store: Store, sources: Sequence[str], names: Sequence[str], opponents: Sequence[str], device: str, by_class: bool
+    store: Store,
+    sources: Sequence[str],
+    names: Sequence[str],
+    opponents: Sequence[str],
+    device: str,
+    by_class: bool,
+    classifier: Path | None = None,
 ) -> dict[str, tuple[Contender, Opened]]:
     """Return contenders by the name of their row, opened, so that what cannot be sampled is told at once.
 
@@ -110,12 +123,13 @@ def opened_models(
         opponents: see `opponent`.
         device: where the models are.
         by_class: whether images have the classes of the sources' training images, in their proportions.
+        classifier: see `contender`.
 
     Raises:
         BadInput: a row or a store is unknown, cannot be sampled in this way, or is named twice.
     """
     counts = class_counts(store, sources) if by_class else {}
-    own = [contender(store, sources, name) for name in names or default_names(store, sources, device)]
+    own = [contender(store, sources, name, classifier) for name in names or default_names(store, sources, device)]
     models: dict[str, tuple[Contender, Opened]] = {}
     for one in own + [opponent(text) for text in opponents]:
         if one.name in models:

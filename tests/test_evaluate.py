@@ -392,6 +392,7 @@ def made_report() -> dict[str, Any]:
     def row(name: str, frechet: float, memory: int | None) -> dict[str, Any]:
         return {
             "name": name,
+            "model": {"parts": "routed"},
             "scores": {"precision@64_inception": 0.5, "recall@64_inception": 1.0},
             "intervals": {
                 "fid@64_inception": {"value": frechet, "low": frechet - 10, "high": frechet + 10.5},

@@ -2,7 +2,7 @@
 
 from cdm_lightning.evidence.calibration import Calibration
 from cdm_lightning.evidence.closed_form import GaussianEvidence
-from cdm_lightning.evidence.features import BackboneFeatures
+from cdm_lightning.evidence.features import BackboneFeatures, Featured
 from cdm_lightning.evidence.network import NetworkEvidence
 from cdm_lightning.evidence.path import path_log_density
 from cdm_lightning.evidence.protocol import Evidence
@@ -12,6 +12,7 @@ __all__ = [
     "BackboneFeatures",
     "Calibration",
     "Evidence",
+    "Featured",
     "Features",
     "GaussianEvidence",
     "NetworkEvidence",

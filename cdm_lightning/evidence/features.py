@@ -1,7 +1,7 @@
 """What the frozen backbone sees in a noised image, the same for every source: features for the heads of `ratio`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from cdm_lightning.evidence.ratio import NoisedFeatures, Whitening
 from cdm_lightning.gaussians import Gaussians
 
 
+@runtime_checkable
 class Featured(Protocol):
     """A backbone that can say what it sees."""
 
