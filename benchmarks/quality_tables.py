@@ -79,9 +79,16 @@ TABLES = {
     ),
     "five, more": Table(
         "ours-lora",
-        ("routed",),
+        ("routed", "soup"),
         {"mono-full": "mono-full", "mono-full-inf": "mono-full-inf"},
         "mono-full",
         "five-more",
+    ),
+    "five, classifier": Table(
+        "paper",
+        ("classifier", "posterior", "uniform", "assign"),
+        {"mono-full": "mono-full"},
+        "mono-full",
+        "five-classifier",
     ),
 }
