@@ -12,7 +12,7 @@ from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.card import Card
 from cdm_lightning.compartment import ClassForm, Compartment
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.denoiser import PRECONDITIONINGS
+from cdm_lightning.denoiser import PRECONDITIONINGS, SIGMA_MAX
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.prompts import KINDS
@@ -114,7 +114,7 @@ def open_compartments(
 
 def _open_compartment(store: Store, source: str, backbone: Backbone, sigma_switch: float) -> Compartment:
     tensors, card = store.read_compartment(source)
-    if card.sigma_range is not None and sigma_switch > card.sigma_range[1]:
+    if card.sigma_range is not None and min(sigma_switch, SIGMA_MAX) > card.sigma_range[1]:
         raise StoreError(
             f"sigma_switch {sigma_switch:g} is above the noise range of source '{source}', whose prompt was trained "
             f"up to {card.sigma_range[1]:g}: choose a lower one, or fit the source again"

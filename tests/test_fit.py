@@ -14,8 +14,9 @@ import torch
 from callbacks.sample_grid import IMAGES
 from cdm_lightning import generation, tensor_files
 from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.denoiser import SIGMA_MAX
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.packing import unpack_backbone
+from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.solvers import Denoise
 from cdm_lightning.store import Store
 from cdm_lightning.training import train
@@ -181,6 +182,17 @@ def test_plain_backbone_with_tokens_goes_through_the_same_commands(fit: Fit, tmp
     tensors, metadata = Store.open(tmp_path / "store").read_backbone()
     assert metadata["guide"] == "none"
     assert not any("guide_embed" in name for name in tensors)
+
+
+def test_a_prompt_of_a_model_without_a_switch_is_used_at_every_level(fit: Fit, tmp_path: Path) -> None:
+    plain = ("--model.guide", "none", "--model.compartment", "tokens", "--trainer.max_steps", "3")
+    options = ("--model.backbone_steps", "3", *plain, "--model.sigma_switch", "inf")
+    assert fit(tmp_path / "store", "[digit0]", *options) == 0
+    opened = open_compartments(Store.open(tmp_path / "store"), "all", sigma_switch=None, device="cpu")
+    assert opened.sigma_switch == float("inf")
+    x, highest = torch.zeros(2, 1, 8, 8), torch.full((2,), SIGMA_MAX)
+    opened["digit0"](x, highest)
+    assert opened.evaluations == 2
 
 
 @pytest.mark.parametrize(
