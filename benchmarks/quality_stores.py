@@ -45,13 +45,16 @@ class Fitted:
 
 PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
-GUIDED_RATE, TOKENS_RATE = ("--model.prompt_learning_rate", "1e-3"), ("--model.prompt_learning_rate", "3e-3")
-PLAIN = ("--model.guide", "none")
+FULL_RATE, TOKENS_RATE = ("--model.prompt_learning_rate", "1e-3"), ("--model.prompt_learning_rate", "3e-3")
+PLAIN = (  # without a guide, patches of 7 and a high rate train badly
+    *("--model.guide", "none", "--model.sigma_switch", "inf"),
+    *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
+)
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
     "guided-inf": ("--model.sigma_switch", "inf"),
-    "plain": (*PLAIN, "--model.sigma_switch", "inf"),
+    "plain": PLAIN,
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS  # of each class: a part has CLUSTERS of its own for every class
@@ -59,22 +62,22 @@ PARTS = SOURCES["parts"] * CLUSTERS  # of each class: a part has CLUSTERS of its
 STORES = {
     # five sources, a class each
     "ours": Fitted("guided", "classes"),
-    "ours-full": Fitted("guided", "classes", "full", GUIDED_RATE),
+    "ours-full": Fitted("guided", "classes", "full", FULL_RATE),
     "paper": Fitted("plain", "classes", "tokens", PAPER),
     "mono": Fitted("guided", "union", clusters=UNION),
-    "mono-full": Fitted("guided", "union", "full", GUIDED_RATE, clusters=UNION),
-    "mono-plain": Fitted("plain", "union", "full", GUIDED_RATE, clusters=UNION),
+    "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
+    "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("plain", "union", "tokens", TOKENS_RATE, clusters=UNION),
     "mono-tokens40": Fitted("plain", "union", "tokens", (*TOKENS_RATE, "--model.tokens", "40"), clusters=UNION),
     # eight random parts, class-conditional
     "parts": Fitted("guided", "parts", options=LABELS),
-    "parts-full": Fitted("guided", "parts", "full", (*GUIDED_RATE, *LABELS)),
+    "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
-    "parts-mono-full": Fitted("guided", "union", "full", (*GUIDED_RATE, *LABELS), clusters=PARTS),
-    "parts-mono-plain": Fitted("plain", "union", "full", (*GUIDED_RATE, *LABELS), clusters=PARTS),
+    "parts-mono-full": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
+    "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     # further monoliths and baselines of the five sources, and a second seed
     "ours-lora": Fitted("guided", "classes", "lora"),
-    "mono-full-inf": Fitted("guided-inf", "union", "full", GUIDED_RATE, clusters=UNION),
-    "ours-full-1": Fitted("guided-1", "classes", "full", GUIDED_RATE, seed=1),
-    "mono-full-1": Fitted("guided-1", "union", "full", GUIDED_RATE, seed=1, clusters=UNION),
+    "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
+    "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
+    "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
 }
