@@ -9,29 +9,22 @@ for as many steps. Every kind is fitted by the command line into a store of its 
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from benchmarks.backbones import copy_backbone, write_backbone_like
 from benchmarks.plain import plain_network
 from benchmarks.store_report import HELDOUT, RESULTS, heldout_images
 from benchmarks.versions import versions
 from cdm_lightning.cli import main as command
 from cdm_lightning.evaluation import SIGMAS, heldout_error
-from cdm_lightning.packing import open_compartments, pack_backbone, unpack_backbone
-from cdm_lightning.store import BACKBONE, Store
+from cdm_lightning.packing import open_compartments, unpack_backbone
+from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
 
 KINDS = ("none", "tokens", "lora", "full")
 GUIDES = ("closed_form", "none")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
-
-
-def guided_store(store: Store, place: Path) -> None:
-    """Copy a store's backbone, without compartments."""
-    place.mkdir(parents=True)
-    for name in ("store.json", BACKBONE):
-        shutil.copy(store.path / name, place / name)
 
 
 def plain_store(store: Store, weights: Path, place: Path) -> None:
@@ -41,20 +34,14 @@ def plain_store(store: Store, weights: Path, place: Path) -> None:
     network.load_state_dict(read_tensors(weights)[0])
     public = unpack_backbone(tensors, metadata)[1]
     plain = {"guide": "none", "backbone": metadata["backbone"] | {"init_args": network.init_args}}
-    Store.create(place).write_backbone(
-        pack_backbone(network, public),
-        metadata | plain,
-        image_shape=store.info.image_shape,
-        sigma_range=store.info.sigma_range,
-        public_sha256=store.info.public_data_sha256,
-    )
+    write_backbone_like(store, place, network, public, plain)
 
 
 def fitted(options: argparse.Namespace, guide: str, kind: str) -> Store:
     """Return the store of one guide and kind, fitted now or before."""
     store, place = Store.open(Path(options.store)), Path(options.work) / options.name / f"{guide}-{kind}"
     if not (place / "store.json").exists():
-        guided_store(store, place) if guide == "closed_form" else plain_store(store, Path(options.plain), place)
+        copy_backbone(store.path, place) if guide == "closed_form" else plain_store(store, Path(options.plain), place)
     where = ["--config", options.config, "--data.root", options.root, "--store", str(place)]
     what = ["--model.guide", guide, "--model.compartment", kind, "--trainer.max_steps", str(options.steps)]
     code = command(["fit", *where, *what, "--data.sources", f"[{options.sources}]", *QUIET])

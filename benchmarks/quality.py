@@ -8,19 +8,18 @@ What is finished is skipped: run it again after an interruption. The tables are 
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
+from benchmarks.backbones import copy_backbone, write_backbone_like
 from benchmarks.quality_stores import BACKBONES, CONFIGS, SPLITS, STORES, Fitted
 from benchmarks.quality_tables import TABLES, Table
+from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
 
 AT_ONCE = 2
@@ -97,29 +96,15 @@ class Plan:
         if (place / BACKBONE).exists():
             return
         store = Store.open(self.place(f"backbone-{given}"))
-        tensors, metadata = store.read_backbone()
-        scalars = tensors["public.scalars"].clone()
-        scalars[3] = torch.inf
-        Store.create(place).write_backbone(
-            tensors | {"public.scalars": scalars},
-            metadata | {"sigma_switch": float("inf")},
-            image_shape=store.info.image_shape,
-            sigma_range=store.info.sigma_range,
-            public_sha256=store.info.public_data_sha256,
-        )
+        network, public = unpack_backbone(*store.read_backbone())
+        switch = {"sigma_switch": float("inf")}
+        write_backbone_like(store, place, network, replace(public, **switch), switch)
 
     def _store(self, name: str, fitted: Fitted) -> Step:
         arguments = [*self._fit(name, fitted.split), *fitted.arguments()]
         needs = (f"shards of {fitted.split}", f"backbone {fitted.backbone}")
-        return Step(arguments, needs, lambda: self._with_backbone(name, fitted.backbone))
-
-    def _with_backbone(self, name: str, backbone: str) -> None:
-        """Begin a store with a copy of a backbone."""
-        place = self.place(name)
-        place.mkdir(parents=True, exist_ok=True)
-        for file in (BACKBONE, "store.json"):
-            if not (place / file).exists():
-                shutil.copy(self.place(f"backbone-{backbone}") / file, place / file)
+        backbone = self.place(f"backbone-{fitted.backbone}")
+        return Step(arguments, needs, lambda: copy_backbone(backbone, self.place(name)))
 
     def _table(self, name: str, table: Table) -> Step:
         opponents = [f"{label}={self.place(store)}" for label, store in table.against.items()]

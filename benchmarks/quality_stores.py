@@ -45,7 +45,7 @@ class Fitted:
 
 PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
-FULL_RATE, TOKENS_RATE = ("--model.prompt_learning_rate", "1e-3"), ("--model.prompt_learning_rate", "3e-3")
+FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 PLAIN = (  # without a guide, patches of 7 and a high rate train badly
     *("--model.guide", "none", "--model.sigma_switch", "inf"),
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
@@ -67,8 +67,8 @@ STORES = {
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
     "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
-    "mono-tokens": Fitted("plain", "union", "tokens", TOKENS_RATE, clusters=UNION),
-    "mono-tokens40": Fitted("plain", "union", "tokens", (*TOKENS_RATE, "--model.tokens", "40"), clusters=UNION),
+    "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
+    "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
     # eight random parts, class-conditional
     "parts": Fitted("guided", "parts", options=LABELS),
     "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),

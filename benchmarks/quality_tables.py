@@ -1,7 +1,7 @@
 """The tables of `benchmarks.quality`: what `evaluate` compares with what."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Table:
     base: str
     out: str
     extractor: str = "effnet-lite0"
-    options: tuple[str, ...] = field(default=("--n", "2000"))
+    options: tuple[str, ...] = ("--n", "2000")
 
     def stores(self) -> tuple[str, ...]:
         """Return the stores that rows other than `strategies` are of."""

@@ -1,0 +1,40 @@
+"""Stores that begin with the backbone of another one: as it is, or with a network or a setting replaced."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.backbone import Backbone
+from cdm_lightning.packing import pack_backbone
+from cdm_lightning.public import Public
+from cdm_lightning.store import BACKBONE, Store
+
+
+def copy_backbone(store: Path, place: Path) -> None:
+    """Begin a store with a copy of another one's backbone, without compartments; what is there stays."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name in (BACKBONE, "store.json"):
+        if not (place / name).exists():
+            shutil.copy(store / name, place / name)
+
+
+def write_backbone_like(
+    store: Store, place: Path, network: Backbone, public: Public, settings: Mapping[str, Any]
+) -> None:
+    """Begin a store with a network and what was fitted on the `public` of another store, whose settings it takes.
+
+    Args:
+        store: the other one.
+        place: the folder of the new one.
+        network: of the new one.
+        public: of the new one.
+        settings: those that differ.
+    """
+    Store.create(place).write_backbone(
+        pack_backbone(network, public),
+        store.read_backbone()[1] | settings,
+        image_shape=store.info.image_shape,
+        sigma_range=store.info.sigma_range,
+        public_sha256=store.info.public_data_sha256,
+    )
