@@ -46,7 +46,9 @@ def contact_sheet(store: Store, seed: int) -> Figure:
     rows["composed"] = sample_batch(composed, shape, range(ROW), settings).images
     for source in compartments:
         rows[source] = sample_batch(composed.alone(source), shape, range(ROW), settings).images
-    return image_rows(rows, f"routed, Heun {settings.steps} steps, seed {seed}, the same noise in each column")
+    return image_rows(
+        rows, f"routed, Heun {settings.steps} steps, seed {seed}, the same noise in each column", list(compartments)
+    )
 
 
 def report(store: Store, root: str, seed: int) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def report(store: Store, root: str, seed: int) -> dict[str, Any]:
             "backbone": (store.path / "backbone.safetensors").stat().st_size,
             "compartments": {source: path.stat().st_size for source, path in folders.items()},
         },
-        "parameters": sum(p.numel() for p in compartments.network.parameters()),  # type: ignore[attr-defined]
+        "parameters": sum(p.numel() for p in compartments.backbone.parameters()),
         "backbone": metadata,
         "n": {source: compartment.n for source, compartment in compartments.compartments.items()},
         "seed": seed,
