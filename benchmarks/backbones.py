@@ -33,7 +33,7 @@ def write_backbone_like(
     """
     Store.create(place).write_backbone(
         pack_backbone(network, public),
-        store.read_backbone()[1] | settings,
+        {**store.read_backbone()[1], **settings},
         image_shape=store.info.image_shape,
         sigma_range=store.info.sigma_range,
         public_sha256=store.info.public_data_sha256,

@@ -42,7 +42,7 @@ class Benchmark:
         train = {source: from_uint8(data.images(source, "train")[1]) for source in self.compartments}
         held_out = [from_uint8(data.images(source, "heldout")[1][:images]) for source in self.compartments]
         self.real = Cast.of(self.compartments, train, held_out, seed)
-        parts = {part: data.images("public", part) for part in ("train", "heldout")}  # type: ignore[arg-type]
+        parts = {part: data.images("public", part) for part in ("train", "heldout")}
         self.public = from_uint8(parts["train"][1])
         of_class = {part: _by_label(from_uint8(x), labels) for part, (_, x, labels) in parts.items()}
         names = sorted(set(of_class["train"]) & set(of_class["heldout"]))

@@ -13,6 +13,7 @@ from cdm_lightning.attribution import accuracy, cross_entropy
 from cdm_lightning.public import TEMPERATURES
 
 Densities = Mapping[float, Tensor]
+SURE = 0.95
 
 
 def by_source(weights: Tensor) -> list[Tensor]:
@@ -26,7 +27,12 @@ def loss(density: Tensor, temperature: float) -> float:
 
 
 def judged(real: Densities, pseudo: Densities) -> list[dict[str, float]]:
-    """Return the scores at each level, by a temperature that was fitted on the pseudo-sources."""
+    """Return the scores at each level, by a temperature that was fitted on the pseudo-sources.
+
+    Of sources that are random parts of the same images no posterior can know more than ln(sources): `excess` is the
+    tempered cross-entropy less that, above 0 where the posterior is surer than it may be; `sure` is the share of images
+    whose largest weight is above SURE.
+    """
     scores = []
     for sigma, density in real.items():
         temperature = min(TEMPERATURES.tolist(), key=lambda t: loss(pseudo[sigma], t))
@@ -36,6 +42,8 @@ def judged(real: Densities, pseudo: Densities) -> list[dict[str, float]]:
                 "cross_entropy": loss(density, 1.0),
                 "tempered": loss(density, temperature),
                 "temperature": temperature,
+                "excess": loss(density, temperature) - math.log(len(density)),
+                "sure": float(((density / temperature).softmax(0).amax(0) > SURE).float().mean()),
                 "accuracy": accuracy(by_source(density.softmax(0))),
             }
         )

@@ -40,7 +40,7 @@ def train_plain(network: Backbone, images: Tensor, *, steps: int, rate: float, b
         x = x_0 + per_image(sigma, x_0) * torch.randn(x_0.shape, generator=draw)
         loss = denoising_loss(denoise(EDM(), network, x, sigma), x_0, EDM().c_out(sigma)).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()

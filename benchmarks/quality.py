@@ -82,7 +82,7 @@ class Plan:
 
     def _backbone(self, name: str) -> Step:
         given, _, rest = name.partition("-")
-        needs = ("shards of classes",)
+        needs: tuple[str, ...] = ("shards of classes",)
         prepare = None
         if rest == "inf":
             needs, prepare = (*needs, f"backbone {given}"), lambda: self._without_switch(given, name)
@@ -97,8 +97,8 @@ class Plan:
             return
         store = Store.open(self.place(f"backbone-{given}"))
         network, public = unpack_backbone(*store.read_backbone())
-        switch = {"sigma_switch": float("inf")}
-        write_backbone_like(store, place, network, replace(public, **switch), switch)
+        switch = float("inf")
+        write_backbone_like(store, place, network, replace(public, sigma_switch=switch), {"sigma_switch": switch})
 
     def _store(self, name: str, fitted: Fitted) -> Step:
         arguments = [*self._fit(name, fitted.split), *fitted.arguments()]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+MANY = ("--n", "2000", "--batch_size", "128")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -24,14 +26,13 @@ class Table:
     base: str
     out: str
     extractor: str = "effnet-lite0"
-    options: tuple[str, ...] = ("--n", "2000")
+    options: tuple[str, ...] = MANY
 
     def stores(self) -> tuple[str, ...]:
         """Return the stores that rows other than `strategies` are of."""
         return tuple(self.against.values())
 
 
-BY_CLASS = ("--n", "2000", "--by_class")
 TABLES = {
     "five": Table(
         "ours",
@@ -42,7 +43,7 @@ TABLES = {
             "mono": "mono",
             "mono-full": "mono-full",
             "mono-plain": "mono-plain",
-            "mono-plain@1": "mono-plain",
+            "mono-plain@3": "mono-plain",
             "mono-tokens": "mono-tokens",
             "mono-tokens40": "mono-tokens40",
         },
@@ -68,7 +69,7 @@ TABLES = {
         },
         "mono-full",
         "eight",
-        options=BY_CLASS,
+        options=(*MANY, "--by_class"),
     ),
     "five, seed 1": Table(
         "ours-full-1",

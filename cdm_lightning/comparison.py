@@ -25,6 +25,7 @@ from cdm_lightning.tensor_files import Json, json_text, read_object, read_tensor
 from cdm_lightning.versions import versions
 from cdm_lightning.yardstick import Yardstick
 
+ROW_FORMAT = 2  # of what a kept row holds
 OF_THE_CONTENDER = ("strategy", "sigma_switch")  # settings that each contender has its own of
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,13 @@ class Comparison:
         """
         path = self.folder / f"{contender.name}.{self.extractor.name}.json"
         identity = key_of(
-            [*map(self.identity, (contender, base)), self.yardstick_identity, REPEATS, self._extractor_identity()]
+            [
+                ROW_FORMAT,
+                *map(self.identity, (contender, base)),
+                self.yardstick_identity,
+                REPEATS,
+                self._extractor_identity(),
+            ]
         )
         row = _kept(path, identity)
         if row is not None:

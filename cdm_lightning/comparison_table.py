@@ -33,6 +33,8 @@ EXPLAINED = (
     "off prior: total variation distance of the proportions of sources from their prior, as a classifier "
     "sees them that was trained for this alone, corrected for what it confuses on held-out images; p: of the "
     "hypothesis that there is no difference",
+    "off alone: the same, corrected for what the classifier confuses on samples of each source alone, those of the row "
+    "assign; only of rows of the same compartments",
     "near-copies: nearer to a training image of the sources, pixel by pixel, than all but 1 % of held-out images",
 )
 
@@ -61,21 +63,37 @@ def quality(report: dict[str, Any]) -> Rows:
 
 def cost(report: dict[str, Any]) -> Rows:
     """Return the table of what sampling costs, where samples come from and how many are copies, as cells."""
-    head = ["row", "evaluations", "s/image", f"/ {report['base']}", "MiB", "off prior", "p", "near-copies"]
+    head = [
+        "row",
+        "evaluations",
+        "s/image",
+        f"/ {report['base']}",
+        "MiB",
+        "off prior",
+        "p",
+        "off alone",
+        "p",
+        "near-copies",
+    ]
     return [head, *([row["name"], *_cost(row)] for row in report["rows"])]
 
 
 def _cost(row: dict[str, Any]) -> list[str]:
-    memory, judged, copies = row["peak_memory"], row["proportions"], row["near_copies"]
+    memory, copies = row["peak_memory"], row["near_copies"]
     percent = {name: 100 * value for name, value in copies.items()}
     return [
         f"{row['network_evaluations_per_image']:.1f}",
         f"{row['seconds_per_image']:.3f}",
         f"{row['seconds_ratio']:.2f}",
         NOTHING if memory is None else f"{memory / MEBIBYTE:.0f}",
-        *([NOTHING] * 2 if judged is None else [f"{judged['distance']:.3f}", f"{judged['p_value']:.2g}"]),
+        *_distance(row["proportions"]),
+        *_distance(row["proportions_alone"]),
         f"{percent['value']:.1f} % [{percent['low']:.1f}, {percent['high']:.1f}]",
     ]
+
+
+def _distance(judged: dict[str, Any] | None) -> list[str]:
+    return [NOTHING] * 2 if judged is None else [f"{judged['distance']:.3f}", f"{judged['p_value']:.2g}"]
 
 
 def proportions(report: dict[str, Any]) -> Rows:

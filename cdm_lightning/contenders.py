@@ -138,6 +138,15 @@ class Opened:
             for part in batched(len(indices), most):
                 yield self.by_class[label].composed, indices[part.start : part.stop]
 
+    def drawn(self, n: int, seed: int) -> list[str]:
+        """Return the source that each of the images 0..n-1 follows from the start, for `assign`."""
+        found: dict[int, str] = {}
+        for composed, indices in self.batches(n, n):
+            sources = composed.start(seed, indices).drawn
+            assert sources is not None
+            found |= {k: composed.sources[i] for k, i in zip(indices, sources.tolist(), strict=True)}
+        return [found[k] for k in range(n)]
+
 
 def backbone_alone(opened: Compartments, sigma_switch: float | None, device: str) -> Compartments:
     """Return the backbone without any source: `public` takes their place, with its closed form and no prompt.

@@ -11,7 +11,6 @@ import torch
 from cdm_lightning.contenders import Contender, Opened
 from cdm_lightning.generation import Settings, sample_batch
 
-IMAGES = 32  # at most, in one batch, that the seconds are of
 TURNS = 3
 STATUS = Path("/proc/self/status")
 
@@ -19,17 +18,17 @@ STATUS = Path("/proc/self/status")
 def seconds_in_turns(one: Opened, other: Opened, settings: Settings) -> tuple[float, float]:
     """Return seconds per image of one model, and how many times those of another one they are.
 
-    Both sample the same few images in turns, so that what else the machine does slows both alike; medians over turns.
-    Everything counts that happens between noise and image: closed forms, weights, network. Of a model whose images
-    have classes it is a batch of one class; see `_seconds`.
+    Both sample the run's largest batch in turns, so that what else the machine does slows both alike; medians over
+    turns. Everything counts that happens between noise and image: closed forms, weights, network. Of a model whose
+    images have classes it is a batch of one class.
     """
-    turns = [(_seconds(one, settings, IMAGES), _seconds(other, settings, IMAGES)) for _ in range(TURNS)]
+    turns = [(_seconds(one, settings), _seconds(other, settings)) for _ in range(TURNS)]
     return statistics.median(mine for mine, _ in turns), statistics.median(mine / others for mine, others in turns)
 
 
-def _seconds(opened: Opened, settings: Settings, most: int) -> float:
-    """Return the seconds per image that one batch takes: the largest of the run's, if batches hold `most` at most."""
-    composed, indices = max(opened.batches(settings.n, most), key=lambda batch: len(batch[1]))
+def _seconds(opened: Opened, settings: Settings) -> float:
+    """Return the seconds per image that the largest batch of the run takes."""
+    composed, indices = max(opened.batches(settings.n, settings.batch_size), key=lambda batch: len(batch[1]))
     shape, start = opened.compartments.public.closed_form.shape, time.perf_counter()
     images = sample_batch(composed, shape, indices, settings, weigh=False).images
     images.flatten()[:1].cpu()  # waits for the device
@@ -49,7 +48,7 @@ def peak_memory(contender: Contender, settings: Settings) -> int | None:
 
 def _peak_of_sampling(contender: Contender, settings: Settings, threads: int) -> int | None:
     torch.set_num_threads(threads)
-    _seconds(contender.open(settings.device), settings, settings.batch_size)
+    _seconds(contender.open(settings.device), settings)
     return torch.cuda.max_memory_allocated() if settings.device.startswith("cuda") else peak_of_process()
 
 

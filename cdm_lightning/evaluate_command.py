@@ -6,7 +6,7 @@ classes together either way.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from callbacks.figures import image_rows
 from cdm_lightning.classifier_training import keep_classifier
 from cdm_lightning.comparison import Comparison, environment
 from cdm_lightning.comparison_table import markdown
-from cdm_lightning.contenders import Contender, Opened
+from cdm_lightning.contenders import OTHER_COMPARTMENTS, Contender, Opened
 from cdm_lightning.errors import BadInput, did_you_mean
-from cdm_lightning.extractors import FeatureExtractor, open_extractor
+from cdm_lightning.evaluation_images import LEAST, EvaluationImages
+from cdm_lightning.extractors import open_extractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.generation import Settings, check_folder
 from cdm_lightning.images import from_uint8
@@ -29,24 +30,20 @@ from cdm_lightning.intervals import ratio_interval
 from cdm_lightning.line_up import opened_models
 from cdm_lightning.metrics import score_name
 from cdm_lightning.parser import Parser, new_parser
-from cdm_lightning.reference import FEWEST
+from cdm_lightning.proportions import confusion_of, proportions
 from cdm_lightning.store import Store
 from cdm_lightning.stratification import class_counts, quotas
-from cdm_lightning.tensor_files import Json, write_atomic
-from cdm_lightning.validate_command import add_image_options, check_seed, heldout_images, place_of_images
-from cdm_lightning.yardstick import Yardstick
-from datamodules import ShardDataModule
-from datamodules.manifest import data_sha256
-from datamodules.splits import HELDOUT, TRAIN, Part
+from cdm_lightning.tensor_files import write_atomic
+from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
+from datamodules.splits import HELDOUT
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
-LEAST = 4  # images: half of them is what a score needs
 PICTURES = 12  # columns of the picture
 BASE = "routed"
+ASSIGN = "assign"
 CLASSIFIER_FILE = "classifier.safetensors"
 DEFAULT_EXTRACTOR = "effnet-lite0"
-PARTS: tuple[Part, ...] = (TRAIN, HELDOUT)
-NOT_SHOWN = ("identity", "replicates", "yardstick")  # of a row, in the table
+NOT_SHOWN = ("identity", "replicates", "named", "yardstick")  # of a row, in the table
 
 
 def evaluate_parser() -> Parser:
@@ -115,7 +112,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
-    images = Images(store, sources, root, exclude)
+    images = EvaluationImages(store, sources, root, exclude)
     extractor = open_extractor(config.extractor, config.inception)
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +121,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     train_classifier(list(models.values()), images, settings)
     order = [base, *(name for name in models if name != base)]
     rows = {name: comparison.row(*models[name], *models[base]) for name in order}
+    alone = proportions_alone(models, rows, images.prior(), settings)
     report = {
         "store": str(store.path),
         "sources": sources,
@@ -137,7 +135,11 @@ def evaluate(config: Any) -> dict[str, Any]:
         **{name: getattr(settings, name) for name in ("n", *SAMPLED_WITH)},
         **environment(),
         **rows[base]["yardstick"],
-        "rows": [shown(rows[name], rows[base], score_name("frechet", settings.n, extractor.name)) for name in models],
+        "rows": [
+            shown(rows[name], rows[base], score_name("frechet", settings.n, extractor.name))
+            | {"proportions_alone": alone.get(name)}
+            for name in models
+        ],
     }
     pictures = {name: comparison.samples(*models[name]).images[:PICTURES] for name in models}
     write(out, report, pictures)
@@ -176,47 +178,7 @@ def chosen_base(name: str | None, rows: list[str]) -> str:
     return name
 
 
-class Images:
-    """The images of chosen sources that samples are measured with.
-
-    Raises:
-        BadInput: a source has too few of them, or they are not as large as those of the store.
-    """
-
-    def __init__(self, store: Store, sources: list[str], root: Path, exclude: str | None) -> None:
-        channels, size, _ = store.info.image_shape
-        self._data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-        self._heldout = heldout_images(store, sources, root, exclude)
-        for source in sources:
-            if (count := len(self._heldout.get(source, ()))) < FEWEST:
-                raise BadInput(
-                    f"source '{source}' has {count} held-out images in '{root}', but evaluate needs {FEWEST} of each: "
-                    "leave it out of --sources, or hold out more (heldout_fraction)"
-                )
-        if sum(map(len, self._heldout.values())) < LEAST:
-            raise BadInput(f"'{root}' has fewer than {LEAST} held-out images of {', '.join(sources)}: hold out more")
-        self._n = {source: store.read_card(source).n for source in sources}
-
-    def identity(self) -> dict[str, Json]:
-        """Return all that a yardstick of these images depends on."""
-        training, heldout = (
-            {source: data_sha256(self._data.used(source, part)) for source in self._n} for part in PARTS
-        )
-        return {"training": training, "heldout": heldout, "n": self._n}
-
-    def training(self) -> dict[str, Tensor]:
-        """Return the training images, uint8 [n, channel, height, width], by source."""
-        return {source: self._data.images(source, TRAIN)[1] for source in self._n}
-
-    def yardstick(self, extractor: FeatureExtractor, kept: Path) -> Yardstick:
-        """Return the yardstick of these images; features are kept in a folder."""
-        training = self.training()
-        total = sum(self._n.values())
-        prior = {source: n / total for source, n in self._n.items()}
-        return Yardstick.of(self._heldout, training, prior, extractor, kept)
-
-
-def train_classifier(models: Sequence[tuple[Contender, Opened]], images: Images, settings: Settings) -> None:
+def train_classifier(models: Sequence[tuple[Contender, Opened]], images: EvaluationImages, settings: Settings) -> None:
     """Train the joint classifier of the rows that need it, if its file does not hold."""
     for contender, opened in models:
         if contender.classifier is not None:
@@ -227,6 +189,31 @@ def train_classifier(models: Sequence[tuple[Contender, Opened]], images: Images,
                 **environment(),
             }
             keep_classifier(contender.classifier, opened.compartments, images.training, settings.seed, depends_on)
+
+
+def proportions_alone(
+    models: Mapping[str, tuple[Contender, Opened]],
+    rows: Mapping[str, dict[str, Any]],
+    prior: Mapping[str, float],
+    settings: Settings,
+) -> dict[str, dict[str, Any]]:
+    """Return the proportions of sources by row, corrected by what the judge calls samples of each source alone.
+
+    Such samples are those of the row `assign`. It is fair to rows of the same compartments alone: only their samples
+    are, if the strategy is right, samples of the same sources, mixed.
+    """
+    if ASSIGN not in models or len(prior) == 1:
+        return {}
+    contender, opened = models[ASSIGN]
+    sources = list(prior)
+    true = torch.tensor([sources.index(source) for source in opened.drawn(settings.n, settings.seed)])
+    confusion = confusion_of(true, torch.tensor(rows[ASSIGN]["named"]), len(sources))
+    same = [name for name, (one, _) in models.items() if name != ASSIGN and contender.same_compartments(one)]
+    return {
+        name: asdict(proportions(torch.tensor(rows[name]["named"]), confusion, prior))
+        for name in same
+        if rows[name]["model"]["parts"] not in OTHER_COMPARTMENTS
+    }
 
 
 def shown(row: dict[str, Any], base: dict[str, Any], frechet: str) -> dict[str, Any]:

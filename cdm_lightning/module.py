@@ -84,7 +84,7 @@ class CompartmentalizedDiffusion(LightningModule):
         clusters: int = MOST_CLUSTERS,
         evidence: Literal["gaussians"] = "gaussians",
         strategy: Strategy = "routed",
-        sigma_switch: float | Literal["inf"] = 1.0,
+        sigma_switch: float | Literal["inf"] = 3.0,
         seed: int = 0,
     ) -> None:
         super().__init__()

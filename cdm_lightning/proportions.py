@@ -61,31 +61,48 @@ class SourceJudge:
         label = torch.cat([torch.full((len(training[source]),), i) for i, source in enumerate(sources)])
         with threadpool_limits(1):
             classifier.fit(torch.cat(list(training.values())).double().numpy(), label.numpy())
-        confusion = [_counts(classifier, heldout[source], len(sources)) for source in sources]
-        return cls(sources, classifier, torch.stack(confusion))
+        named = torch.cat([_named(classifier, heldout[source]) for source in sources])
+        true = torch.cat([torch.full((len(heldout[source]),), i) for i, source in enumerate(sources)])
+        return cls(sources, classifier, confusion_of(true, named, len(sources)))
 
     @property
     def accuracy(self) -> float:
         """Return the share of held-out images, averaged over sources, whose source is named rightly."""
         return float((self.confusion.diagonal() / self.confusion.sum(1)).mean())
 
-    def judged(self, features: Tensor, prior: Mapping[str, float]) -> Proportions:
-        """Return the proportions of sources among samples, features [n, dimension], and whether the prior fits."""
-        counts = _counts(self.classifier, features, len(self.sources))
-        expected = torch.tensor([prior[source] for source in self.sources], dtype=torch.float64)
-        corrected = most_likely_proportions(counts, _rates(self.confusion))
-        return Proportions(
-            dict(zip(self.sources, map(int, counts.tolist()), strict=True)),
-            dict(zip(self.sources, corrected.tolist(), strict=True)),
-            float((corrected - expected).abs().sum() / 2),
-            p_value(counts, self.confusion, expected),
-        )
+    def named(self, features: Tensor) -> Tensor:
+        """Return the index [n] of the source that the classifier names, for features [n, dimension]."""
+        return _named(self.classifier, features)
 
 
-def _counts(classifier: Pipeline, features: Tensor, sources: int) -> Tensor:
+def _named(classifier: Pipeline, features: Tensor) -> Tensor:
     with threadpool_limits(1):
-        named = torch.from_numpy(classifier.predict(features.double().numpy()))
-    return torch.bincount(named, minlength=sources).double()
+        return torch.from_numpy(classifier.predict(features.double().numpy()))
+
+
+def confusion_of(true: Tensor, named: Tensor, sources: int) -> Tensor:
+    """Return how many images of each source got each name, [true source, named source], for indices [n] of both."""
+    pairs = torch.bincount(true * sources + named, minlength=sources**2)
+    return pairs.reshape(sources, sources).double()
+
+
+def proportions(named: Tensor, confusion: Tensor, prior: Mapping[str, float]) -> Proportions:
+    """Return the proportions of sources among samples, and whether the prior fits.
+
+    Args:
+        named: index [n] of the source that the judge names, in the order of `prior`.
+        confusion: [true source, named source], how often it gave each name to images whose source is known.
+        prior: lambda_i by source.
+    """
+    counts = torch.bincount(named, minlength=len(prior)).double()
+    expected = torch.tensor(list(prior.values()), dtype=torch.float64)
+    corrected = most_likely_proportions(counts, _rates(confusion))
+    return Proportions(
+        dict(zip(prior, map(int, counts.tolist()), strict=True)),
+        dict(zip(prior, corrected.tolist(), strict=True)),
+        float((corrected - expected).abs().sum() / 2),
+        p_value(counts, confusion, expected),
+    )
 
 
 def _rates(confusion: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from cdm_lightning.seeding import generator, stable_hash
 COVARIANCE_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)
 MEAN_STRENGTHS = (0.1, 1.0, 10.0)
 TEMPERATURES = torch.logspace(0, 3, 61)
+HIGHEST_TEMPERED = 5.0  # Gaussians are trusted as they are at more noise
+TEMPERED_LEVELS = 12
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def fit_calibration(
     The temperature minimises the cross-entropy of the posterior of the pseudo-source; the floor is the level where
     that is lowest.
     """
-    top = min(sigma_switch, 1.0)
-    levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), 9)
+    top = min(sigma_switch, HIGHEST_TEMPERED)
+    levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), TEMPERED_LEVELS)
     forms = judged_forms(pseudo, strength, seed, rank)
     images = [pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT) for group in pseudo.groups()]
     x_0 = torch.cat(images)

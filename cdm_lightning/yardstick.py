@@ -12,7 +12,7 @@ from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.intervals import HalfSamples, score_interval
 from cdm_lightning.metrics import score_name, scores
 from cdm_lightning.near_copies import NearCopies
-from cdm_lightning.proportions import SourceJudge
+from cdm_lightning.proportions import SourceJudge, proportions
 from cdm_lightning.reference import Reference, joined, references_of, source_reference
 from cdm_lightning.resampled_scores import frechet_replicates, kid_replicates
 
@@ -82,12 +82,19 @@ class Yardstick:
             kid: kid_replicates(features, self.reference.features, halves),
         }
         return {
+            **self.judged(features),
             "scores": found,
             "intervals": {name: asdict(score_interval(found[name], some)) for name, some in replicates.items()},
             "replicates": replicates[frechet].tolist(),
-            "proportions": None if self.judge is None else asdict(self.judge.judged(features, self.prior)),
             "near_copies": asdict(self.copies.share(images)),
         }
+
+    def judged(self, features: Tensor) -> dict[str, Any]:
+        """Return the source that the judge names of each sample, and the proportions of sources, as JSON."""
+        if self.judge is None:
+            return {"named": None, "proportions": None}
+        named = self.judge.named(features)
+        return {"named": named.tolist(), "proportions": asdict(proportions(named, self.judge.confusion, self.prior))}
 
     def report(self) -> dict[str, Any]:
         """Return what the yardstick itself is like, as JSON."""

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluate_command",
         "restore_command",
         "given_images",
+        "evaluation_images",
         "__main__",
     ),
     ("callbacks",),
@@ -94,6 +95,7 @@ MAY_IMPORT_PACKAGES = (
     "validate_command",
     "evaluate_command",
     "given_images",
+    "evaluation_images",
 )  # the only ones that know datamodules and callbacks
 DATAMODULES_MAY_IMPORT = ("errors", "seeding", "images")
 ONLY_IN = {  # libraries, and the modules that may import them

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from cdm_lightning.contenders import Contender
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import images_of_batches, sampled_images
-from cdm_lightning.generation import Settings
+from cdm_lightning.generation import Settings, sample_batch
 from cdm_lightning.line_up import contender, default_names
 from cdm_lightning.packing import open_compartments
+from cdm_lightning.proportions import confusion_of
+from cdm_lightning.proportions import proportions as judged_proportions
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
 from datamodules import ShardDataModule
@@ -120,11 +123,11 @@ def test_public_depends_on_no_source(store: Path, all_rows: Path) -> None:
 
 def test_the_draft_of_public_is_its_closed_form(store: Path) -> None:
     opened = contender(Store.open(store), ["digit2"], "public").open("cpu")
-    x, sigma = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((3,), 2.0)
+    x, sigma = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((3,), 4.0)
     expected = opened.compartments.public.closed_form.denoise(x, sigma)
     assert torch.equal(opened.composed(x, sigma), expected)
     assert not torch.equal(
-        opened.composed(x, sigma / 10), opened.compartments.public.closed_form.denoise(x, sigma / 10)
+        opened.composed(x, sigma / 20), opened.compartments.public.closed_form.denoise(x, sigma / 20)
     )
 
 
@@ -166,6 +169,25 @@ def test_a_monolith_is_a_store_of_the_union(store: Path, workplace: Path, fit: F
     rows = evaluate(store, tmp_path / "out", "--strategies", "closed_form", "--against", f"mono={mono}")
     assert list(rows["mono"]["model"]["compartments_sha256"]) == ["part0"]
     assert set(rows["mono"]["proportions"]["corrected"]) == {"digit0", "digit1", "digit2"}
+
+
+def test_sources_of_samples_are_judged_by_those_of_each_source_alone(store: Path, all_rows: Path) -> None:
+    parts = open_compartments(Store.open(store), "all", sigma_switch=None, device="cpu")
+    batch = sample_batch(parts.composed("assign"), (1, 8, 8), range(N), SETTINGS)
+    assigned = contender(Store.open(store), list(parts), "assign").open("cpu")
+    assert assigned.drawn(N, SETTINGS.seed) == batch.drawn
+    named = {
+        path.name.split(".")[0]: json.loads(path.read_text())["named"]
+        for path in (all_rows / "rows").glob("*.json")
+        if "named" in path.read_text()
+    }
+    true = torch.tensor([list(parts).index(source) for source in batch.drawn or []])
+    confusion, rows = confusion_of(true, torch.tensor(named["assign"]), len(parts)), rows_of(all_rows)
+    judged = {name for name, row in rows.items() if row["proportions_alone"] is not None}
+    assert judged == {"uniform", "posterior", "routed", "draft", "twin"}
+    for name in judged:
+        expected = asdict(judged_proportions(torch.tensor(named[name]), confusion, parts.prior()))
+        assert rows[name]["proportions_alone"] == expected
 
 
 def test_scores_are_those_of_validate(store: Path, all_rows: Path, tmp_path: Path) -> None:
@@ -234,7 +256,7 @@ def test_the_same_again_computes_nothing_and_gives_equal_bytes(
     evaluate(store, tmp_path, "--strategies", "closed_form", "routed")
     before, calls = tables(tmp_path), extractor.calls
     monkeypatch.setattr("cdm_lightning.comparison.images_of_batches", refuse)
-    monkeypatch.setattr("cdm_lightning.evaluate_command.Images.yardstick", refuse)
+    monkeypatch.setattr("cdm_lightning.evaluate_command.EvaluationImages.yardstick", refuse)
     evaluate(store, tmp_path, "--strategies", "[closed_form, routed]")
     assert tables(tmp_path) == before
     assert extractor.calls == calls
@@ -257,7 +279,7 @@ def test_another_extractor_samples_nothing_and_measures_no_time(
         kept = ("seconds_per_image", "seconds_ratio", "peak_memory", "network_evaluations_per_image", "model")
         assert {name: row[name] for name in kept} == {name: first[row["name"]][name] for name in kept}
     assert tables(tmp_path) == before
-    monkeypatch.setattr("cdm_lightning.evaluate_command.Images.yardstick", refuse)
+    monkeypatch.setattr("cdm_lightning.evaluate_command.EvaluationImages.yardstick", refuse)
     for name in ("effnet-lite0", "inception"):
         evaluate(store, tmp_path, "--strategies", "closed_form", "routed", "--extractor", name)
     assert tables(tmp_path) == before
@@ -404,6 +426,7 @@ def made_report() -> dict[str, Any]:
             "seconds_ratio": 2.0,
             "peak_memory": memory,
             "proportions": {"corrected": {"cat": 0.5, "dog": 0.5}, "distance": 0.125, "p_value": 0.03125},
+            "proportions_alone": {"distance": 0.25, "p_value": 0.5} if name == "routed" else None,
             "near_copies": {"value": 0.0, "low": 0.0, "high": 0.25},
             "by_class": name == "routed",
         }
@@ -438,8 +461,8 @@ def test_the_tables_by_hand() -> None:
         + ["0.500", "1.000"],
     ]
     assert cost_table(report)[1:] == [
-        ["routed", "14.0", "0.250", "2.00", "1", "0.125", "0.031", "0.0 % [0.0, 25.0]"],
-        ["a-very-long-name@inf", "14.0", "0.250", "2.00", "-", "0.125", "0.031", "0.0 % [0.0, 25.0]"],
+        ["routed", "14.0", "0.250", "2.00", "1", "0.125", "0.031", "0.250", "0.5", "0.0 % [0.0, 25.0]"],
+        ["a-very-long-name@inf", "14.0", "0.250", "2.00", "-", "0.125", "0.031", "-", "-", "0.0 % [0.0, 25.0]"],
     ]
     assert proportions(report)[:3] == [
         ["row", "cat", "dog"],

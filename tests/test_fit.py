@@ -201,7 +201,7 @@ def test_a_prompt_of_a_model_without_a_switch_is_used_at_every_level(fit: Fit, t
         ("[digitt1]", (), "unknown source 'digitt1'"),
         ("[digit0]", ("--model.guide", "none"), "holds another backbone: its backbone.init_args.guided is True"),
         ("[digit0]", ("--model.rank", "12"), "its rank is 16, the configuration says 12"),
-        ("[digit0]", ("--model.sigma_switch", "0.5"), "its sigma_switch is 1.0, the configuration says 0.5"),
+        ("[digit0]", ("--model.sigma_switch", "0.5"), "its sigma_switch is 3.0, the configuration says 0.5"),
         ("[digit0]", ("--data.image_size", "16"), "images of size 8 with 1 channels, but the settings say size 16"),
         ("[digit0]", ("--model.backbone_steps", "0"), "model.backbone_steps is 0; expected at least 1"),
         ("[digit0]", ("--model.backbone_steps", "41"), "its steps is 40, the configuration says 41"),

@@ -66,8 +66,8 @@ def test_opening_leaves_the_backbone_as_it_was_stored(store: Path) -> None:
 def test_a_switch_above_the_range_of_a_prompt_is_refused(store: Path, fit: Fit, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     assert fit(copy, "[digit0]", "--model.compartment", "tokens", "--trainer.max_steps", "2") == 0
-    with pytest.raises(StoreError, match="sigma_switch 2 is above the noise range of source 'digit0'.* up to 1:"):
-        open_compartments(Store.open(copy), ["digit0"], sigma_switch=2.0, device="cpu")
+    with pytest.raises(StoreError, match="sigma_switch 5 is above the noise range of source 'digit0'.* up to 3:"):
+        open_compartments(Store.open(copy), ["digit0"], sigma_switch=5.0, device="cpu")
     open_compartments(Store.open(copy), ["digit1"], sigma_switch=float("inf"), device="cpu")
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from cdm_lightning.proportions import SourceJudge, most_likely_proportions, p_value
+from cdm_lightning.proportions import SourceJudge, confusion_of, most_likely_proportions, p_value, proportions
 from tests.test_metrics import normal
 
 MEANS = {"a": -1.0, "b": 0.0, "c": 1.2}  # they overlap: a fifth to a half of every source is named wrongly
@@ -36,9 +36,32 @@ def test_the_confusion_counts_every_held_out_image(judge: SourceJudge) -> None:
     assert judge.accuracy == pytest.approx(float(judge.confusion.diagonal().sum() / 3000))
 
 
+def test_the_confusion_is_a_count_of_pairs() -> None:
+    true, named = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 0, 2, 2])
+    assert confusion_of(true, named, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+
+
+def test_samples_that_real_images_are_no_measure_of_are_judged_by_samples_of_each_source_alone(
+    judge: SourceJudge,
+) -> None:
+    def sampled(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw samples of a model that is wrong about every source in the same way, and their sources."""
+        true = torch.from_numpy(np.random.default_rng(seed).choice(3, n, p=list(PRIOR.values())))
+        return torch.stack(list(map(torch.tensor, MEANS.values())))[true][:, None] * 0.5 + 0.9 * normal(
+            n, 3, seed
+        ), true
+
+    alone, true = sampled(4000, 2)
+    confusion = confusion_of(true, judge.named(alone), 3)
+    samples, _ = sampled(4000, 3)
+    by_real, by_alone = (proportions(judge.named(samples), known, PRIOR) for known in (judge.confusion, confusion))
+    assert (by_real.p_value < 1e-6, by_alone.p_value > 0.01) == (True, True)
+    assert by_alone.distance < 0.05 < by_real.distance
+
+
 def test_corrected_proportions_are_the_true_ones(judge: SourceJudge) -> None:
     true = {"a": 0.1, "b": 0.7, "c": 0.2}
-    found = judge.judged(mixture(true, 4000, 1), PRIOR)
+    found = proportions(judge.named(mixture(true, 4000, 1)), judge.confusion, PRIOR)
     assert sum(found.counts.values()) == 4000
     assert sum(found.corrected.values()) == pytest.approx(1)
     for source, share in true.items():

@@ -111,7 +111,7 @@ def test_the_report_says_how_to_repeat_it(fitted: Path, workplace: Path, whole: 
         "seed": 0,
         "extractor": "effnet-lite0",
     }
-    assert (whole["split"], whole["root"], whole["sigma_switch"]) == ("heldout", str(workplace / "shards"), 1.0)
+    assert (whole["split"], whole["root"], whole["sigma_switch"]) == ("heldout", str(workplace / "shards"), 3.0)
     data = ShardDataModule(str(workplace / "shards"))
     assert whole["reference_images"] == {source: len(data.images(source, "heldout")[0]) for source in whole["sources"]}
     assert list(whole["versions"]) == ["cdm_lightning", "python", "timm", "torch", "torch-fidelity"]
