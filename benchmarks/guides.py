@@ -54,14 +54,14 @@ WAYS = {
 def errors_of(guide: Guide, network: Any, train_images: Tensor, held_out: Tensor) -> dict[str, list[float]]:
     """Return the error at every noise level on one source: of its closed forms, finished, and without a guide."""
     found = {}
-    for n in (*FEW, len(train_images)):
+    sizes = {str(n): n for n in FEW if n < len(train_images)} | {"all": len(train_images)}
+    for name, n in sizes.items():
         form = guide.of_source(train_images[:n])
 
         def finish(x: Tensor, sigma: Tensor, form: Any = form, n: int = n) -> Tensor:
             error = guide.error.at(sigma, torch.full_like(sigma, n))
             return guided_denoise(EDM(), guide.shown(network), x, sigma, form.denoise(x, sigma), error)
 
-        name = str(n) if n in FEW else "all"
         found[f"closed form, {name}"] = heldout_error(form.denoise, held_out, SIGMAS)
         if guide.way.blind < 1:
             found[f"guided, {name}"] = heldout_error(finish, held_out, SIGMAS)

@@ -1,0 +1,125 @@
+"""The benchmark of guides. Oracles: partitions, bytes with one image changed, losses by hand, the training of a fit."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import guides
+from benchmarks.guide_training import Guide, PublicImages, Way, groups, loss_of, train, unguided
+from cdm_lightning.denoiser import EDM, denoise, guided_denoise, per_image
+from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
+from cdm_lightning.seeding import generator
+from tests.conv_backbone import ConvNet
+from tests.test_drafts import KEYS, LABELS, blobs, equal
+
+PUBLIC = PublicImages(blobs(), KEYS, LABELS)
+SMALL = Way(rank=8, sizes=(20,))
+BATCH = 12
+
+
+def network() -> ConvNet:
+    made = ConvNet(8, 1, guided=True)
+    made.initialize(generator(0, "test"))
+    return made
+
+
+def test_public_is_cut_as_the_way_says() -> None:
+    by_class = groups(Way(), PUBLIC)
+    assert by_class.tolist() == PseudoSources.cut(PUBLIC.images, KEYS, LABELS, seed=0).group.tolist()
+    assert groups(Way(cut="one"), PUBLIC).tolist() == [0] * len(KEYS)
+    assert sorted(set(groups(Way(cut="2 clusters"), PUBLIC).tolist())) == [0, 1]
+    within = groups(Way(cut="2 clusters of each class"), PUBLIC)
+    assert within.unique().tolist() == list(range(int(within.max()) + 1))
+    assert all(len(by_class[within == group].unique()) == 1 for group in within.unique())
+
+
+@pytest.mark.parametrize("in_fold", [False, True])
+def test_only_drafts_in_fold_have_seen_the_image_that_they_guide(in_fold: bool) -> None:
+    changed = PUBLIC.images.clone()
+    changed[0] = -changed[0]
+    way, fold = Way(rank=8, sizes=(), in_fold=in_fold), int(folds_of(KEYS)[0])
+    one, other = (Guide.fit(way, PublicImages(images, KEYS, LABELS)) for images in (PUBLIC.images, changed))
+    group = int(one.drafts.pseudo.group[0])
+    moved = [
+        not torch.allclose(
+            *(guide.drafts.closed_forms[group, k, 0].mean.mean(0) for guide in (one, other)), atol=1e-6, rtol=0
+        )
+        for k in range(FOLDS)
+    ]
+    assert moved == [in_fold or k != fold for k in range(FOLDS)]
+
+
+def drawn(guide: Guide) -> tuple[Tensor, Tensor, Tensor]:
+    draw = generator(0, "batch")
+    rows = torch.randint(len(KEYS), (BATCH,), generator=draw)
+    return rows, torch.rand(BATCH, generator=draw) + 0.1, torch.randn(BATCH, 1, 8, 8, generator=draw)
+
+
+@pytest.mark.parametrize("blind", [0.0, 0.25, 1.0])
+def test_the_loss_by_hand(blind: float) -> None:
+    guide, net = Guide.fit(Way(rank=8, sizes=(), blind=blind), PUBLIC), network()
+    rows, sigma, noise = drawn(guide)
+    expected = []
+    for row, level, own in zip(rows.tolist(), sigma, noise, strict=True):
+        x_0, level = PUBLIC.images[row : row + 1], level[None]
+        x = x_0 + per_image(level, x_0) * own[None]
+        if len(expected) < blind * BATCH:
+            denoised, scale = denoise(EDM(), partial(unguided, net), x, level), EDM().c_out(level)
+        else:
+            place = int(guide.drafts.pseudo.group[row]), int(guide.drafts.pseudo.fold[row]), 0
+            draft = guide.drafts.closed_forms[place].denoise(x, level)
+            scale = guide.error.at(level, torch.full_like(level, guide.drafts.sizes[0]))
+            denoised = guided_denoise(EDM(), net, x, level, draft, scale)
+        expected.append(float(((denoised - x_0) / scale).detach().square().mean()))
+    found = loss_of(net, guide, rows, sigma, noise, generator(0, "level"))
+    assert float(found) == pytest.approx(sum(expected) / BATCH, rel=1e-4)
+
+
+def test_without_its_residual_the_network_is_shown_the_draft_alone() -> None:
+    guide, net = Guide.fit(Way(rank=8, sizes=(), residual=False), PUBLIC), network()
+    x, time, shown = torch.randn(2, 1, 8, 8), torch.tensor([100.0, 500.0]), torch.randn(2, 2, 8, 8)
+    expected = net(x, time, guide=torch.cat([shown[:, :1], torch.zeros(2, 1, 8, 8)], dim=1))
+    assert torch.equal(guide.shown(net)(x, time, guide=shown), expected)
+
+
+def test_training_lowers_the_error_and_repeats() -> None:
+    guide = Guide.fit(SMALL, PUBLIC)
+    trained = [network(), network()]
+    for one in trained:
+        train(one, guide, steps=30, rate=1e-2, batch=BATCH)
+    first, second = (one.state_dict() for one in trained)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    rows, sigma, noise = drawn(guide)
+    fresh = network()
+    fresh.initialize(generator(SMALL.seed, "guides", "start"))
+    with torch.no_grad():
+        before, after = (loss_of(one, guide, rows, sigma, noise, generator(1)) for one in (fresh, trained[0]))
+    assert after < before
+
+
+def test_errors_are_those_of_the_closed_form_where_the_network_adds_nothing() -> None:
+    guide, net = Guide.fit(SMALL, PUBLIC), network()
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)
+    found = guides.errors_of(guide, net, PUBLIC.images[:100], PUBLIC.images[100:])
+    assert found["guided, all"] == found["closed form, all"]
+    assert found["guided, 20"] == found["closed form, 20"] != found["closed form, all"]
+
+
+def test_the_table_divides_by_the_first_way() -> None:
+    def errors(factor: float) -> dict[str, dict[str, list[float]]]:
+        names = ["guided, all", *(f"guided, {n}" for n in guides.FEW)]
+        return {"mse": {name: [factor * (i + 1) for i in range(len(guides.SIGMAS))] for name in names}}
+
+    lines = guides.summary({guides.BASE: errors(0.5), "rank 16": errors(0.75)}).splitlines()
+    assert lines[0].startswith("| way | 2 | 1 |")
+    assert lines[2].split(" | ")[1:3] == ["0.50000", "1.00000"]
+    assert set(lines[3].strip("| ").split(" | ")[1:]) == {"1.500"}
+
+
+def test_ways_differ_from_the_first() -> None:
+    ways = list(guides.WAYS.values())
+    assert all(ways.count(way) == 1 for way in ways)
+    assert equal(*(Guide.fit(SMALL, PUBLIC).closed_form for _ in range(2)))
