@@ -74,7 +74,7 @@ def test_the_loss_by_hand(blind: float) -> None:
             denoised = guided_denoise(EDM(), net, x, level, draft, scale)
         expected.append(float(((denoised - x_0) / scale).detach().square().mean()))
     found = loss_of(net, guide, rows, sigma, noise, generator(0, "level"))
-    assert float(found) == pytest.approx(sum(expected) / BATCH, rel=1e-4)
+    assert float(found.detach()) == pytest.approx(sum(expected) / BATCH, rel=1e-4)
 
 
 def test_without_its_residual_the_network_is_shown_the_draft_alone() -> None:
