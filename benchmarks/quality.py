@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.backbones import copy_backbone, write_backbone_like
 from benchmarks.quality_stores import BACKBONES, CONFIGS, SPLITS, STORES, Fitted
-from benchmarks.quality_tables import TABLES, Table
+from benchmarks.quality_tables import SECOND, TABLES, Table
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
 
@@ -157,12 +157,12 @@ def one(name: str, step: Step, logs: Path) -> None:
 
 
 def chosen(steps: Mapping[str, Step], only: list[str]) -> dict[str, Step]:
-    """Return the steps of these names, and all that they need; all steps if no name is given.
+    """Return the steps of these names, and all that they need; without a name, all tables but the second ones.
 
     Raises:
         SystemExit: there is no such step.
     """
-    wanted, open_names = set[str](), list(only) or list(steps)
+    wanted, open_names = set[str](), only or [f"table {name}" for name in TABLES if name not in SECOND]
     while open_names:
         name = open_names.pop()
         if name not in steps:

@@ -11,8 +11,8 @@ from pathlib import Path
 STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
 CLUSTERS = 10  # of a source, and of a class of it
 CONFIGS = ("fashion_shards.yaml", str(Path(__file__).with_name("quality.yaml")))
-SPLITS = {"classes": "class", "union": "random:1", "parts": "random:8"}
-SOURCES = {"classes": 5, "union": 1, "parts": 8}
+SPLITS = {"classes": "class", "union": "random:1", "halves": "random:2", "quarters": "random:4", "parts": "random:8"}
+SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8}
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,14 @@ STORES = {
     "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
     "parts-mono-full": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    # further monoliths and baselines of the five sources, and a second seed
+    # the second table: other kinds, `public` mixed in, other numbers of owners, a monolith that is never a closed form
+    "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
+    "ours-mixed": Fitted("guided", "classes", "full", (*FULL_RATE, "--data.public_mix", "0.2")),
+    "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
+    "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
+    # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
 }

@@ -28,8 +28,10 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
     sources = SOURCES[fitted.split]
     if fitted.kind != "none":
         assert config.trainer.max_steps * sources == STEPS
-    at_once = 8 if name.startswith("parts") else 5  # of a class, of which a part has some; of the union of classes
-    assert config.model.clusters * sources == 10 * (sources if fitted.split != "union" else at_once)
+    by_class = name.startswith("parts")  # then clusters are those of a class, of which every part has some
+    together = 10 * (8 if by_class else 5)
+    own = 10 if by_class and fitted.split == "parts" else together // sources
+    assert config.model.clusters == own
     assert config.model.class_labels == name.startswith("parts")
     assert config.model.guide == ("none" if fitted.backbone == "plain" else "closed_form")
     assert config.seed == int(name.endswith("-1"))
@@ -89,7 +91,11 @@ def test_a_step_that_fails_ends_the_run_and_shows_why(tmp_path: Path) -> None:
 def test_steps_are_chosen_with_all_that_they_need() -> None:
     expected = {"shards of classes", "shards of union", "backbone guided", "backbone guided-inf", "mono-full-inf"}
     assert set(chosen(STEPS_OF_PLAN, ["mono-full-inf"])) == expected
-    assert chosen(STEPS_OF_PLAN, []) == STEPS_OF_PLAN
+    whole = chosen(STEPS_OF_PLAN, [])
+    tables = {name for name in whole if name.startswith("table ")}
+    assert tables == {name for name in STEPS_OF_PLAN if name.startswith("table ")} - {"table more"}
+    assert {"halves-full", "ours-lora"} & set(whole) == set()
+    assert all(set(step.needs) <= set(whole) for step in whole.values())
     with pytest.raises(SystemExit, match="there is no step 'mone'"):
         chosen(STEPS_OF_PLAN, ["mone"])
 
