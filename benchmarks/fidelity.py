@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.plain_opponent import Opponents
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
-from cdm_lightning.composition import ComposedDenoiser, Denoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser, Denoiser
 from cdm_lightning.denoiser import EDM, SIGMA_MIN, denoise
 from cdm_lightning.extractors import Inception
 from cdm_lightning.feature_sums import FeatureSums
@@ -29,6 +29,7 @@ from cdm_lightning.images import to_uint8
 from cdm_lightning.metrics import frechet_distance, kid
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 from datamodules import ShardDataModule
 
 BATCH = 100

@@ -86,8 +86,9 @@ A closed form (Gaussians per cluster) was fitted. {_training(card)} Seed {card.s
 {_rows(card.settings)}
 
 ## Forgetting it
-Delete this folder. Nothing else in the store depends on this source's data: the backbone and the other compartments
-are what they would be if it had never been there.
+`python -m cdm_lightning forget --store STORE --source {card.source}` deletes this folder and every other trace in the
+store. The backbone and the other compartments do not depend on this source's data: they stay what they would be if it
+had never been there.
 
 ## Privacy
 Statistics are not anonymous: a cluster of a few images is nearly those images. Without differential privacy a

@@ -31,6 +31,7 @@ commands:
   restore   fill in unknown pixels of given images, or denoise them, with each image's credits
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
+  forget    remove every trace of a source from a store, and say what is out of reach
   store     list what a store holds (store list), or show one compartment (store show SOURCE)
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         "restore": run_restore,
         "validate": run_validate,
         "evaluate": run_evaluate,
+        "forget": run_forget,
         "store": run_store,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -105,7 +107,7 @@ def run_sample(arguments: list[str]) -> None:
     settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
     report = generate(Path(config.store), config.sources, settings, Path(config.out))
     print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
-    _write_json(config.json, report)
+    _write_report(config.json, report)
 
 
 def sample_parser() -> Parser:
@@ -129,7 +131,7 @@ def run_restore(arguments: list[str]) -> None:
     _check_json(config.json)
     report = restore_images(config)
     print(f"{len(report['images'])} restored images, grid.png and credits.json are in {config.out}")
-    _write_json(config.json, report)
+    _write_report(config.json, report)
 
 
 def run_validate(arguments: list[str]) -> None:
@@ -140,7 +142,7 @@ def run_validate(arguments: list[str]) -> None:
     _check_json(config.json)
     report = validate(config)
     print(table(report))
-    _write_json(config.json, report)
+    _write_report(config.json, report)
 
 
 def run_evaluate(arguments: list[str]) -> None:
@@ -154,6 +156,17 @@ def run_evaluate(arguments: list[str]) -> None:
     print(terminal(report))
     table = table_name(config.extractor)
     print(f"{table}.md, {table}.json and samples.png are in {config.out}")
+    _write_report(config.json, report)
+
+
+def run_forget(arguments: list[str]) -> None:
+    """`forget`: see `cdm_lightning.forgetting`; neither torch nor lightning is imported."""
+    from cdm_lightning.forget_command import forget, forget_parser, receipt
+
+    config = forget_parser().parse_args(arguments)
+    _check_json(config.json)
+    report = forget(config)
+    print(receipt(report))
     _write_json(config.json, report)
 
 
@@ -188,6 +201,16 @@ def _check_json(path: str | None) -> None:
     """Raise BadInput unless a file can be made at `path`, before there is anything to write."""
     if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
         raise BadInput(f"--json {path} is no place for a file: name a file in a folder that is there")
+
+
+def _write_report(path: str | None, report: dict[str, Any]) -> None:
+    """Write a report of sources of a store, and note in the store where it is."""
+    from cdm_lightning.outputs import note_output
+    from cdm_lightning.store import RUNS
+
+    if path is not None:
+        note_output(Path(report["store"]) / RUNS, Path(path), report["sources"])
+    _write_json(path, report)
 
 
 def _write_json(path: str | None, data: Any) -> None:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.compartment import Compartment
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_denoise, per_image, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
 from cdm_lightning.public import Public
+from cdm_lightning.strategy import Strategy
 
 
 class Compartments(Mapping[str, "SourceDenoiser"]):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from cdm_lightning.denoiser import per_image, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import Evidence
 from cdm_lightning.seeding import image_generators, uniform
+from cdm_lightning.strategy import Strategy
 
-Strategy = Literal["routed", "assign", "draft", "posterior", "uniform"]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 NEGLIGIBLE = 1e-12  # a pair (image, source) of less weight is not evaluated
 

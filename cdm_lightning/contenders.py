@@ -7,12 +7,13 @@ from typing import Literal
 
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import batched, finite_or_text
 from cdm_lightning.joint_classifier import ClassifiedDenoiser, JointClassifier
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.soup import Soup
 from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.strategy import Strategy
 from cdm_lightning.stratification import strata
 from cdm_lightning.tensor_files import Json, file_sha256
 

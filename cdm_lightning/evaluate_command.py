@@ -29,13 +29,14 @@ from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
 from cdm_lightning.line_up import opened_models
 from cdm_lightning.metrics import score_name
+from cdm_lightning.outputs import note_output
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.proportions import confusion_of, proportions
-from cdm_lightning.store import Store
+from cdm_lightning.store import RUNS, Store
 from cdm_lightning.stratification import class_counts, quotas
 from cdm_lightning.tensor_files import write_atomic
 from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
-from datamodules.splits import HELDOUT
+from datamodules.names import HELDOUT
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
 PICTURES = 12  # columns of the picture
@@ -115,6 +116,8 @@ def evaluate(config: Any) -> dict[str, Any]:
     images = EvaluationImages(store, sources, root, exclude)
     extractor = open_extractor(config.extractor, config.inception)
     folder = out / "rows"
+    for contender, _ in models.values():
+        note_output(contender.store / RUNS, out, contender.sources)
     folder.mkdir(parents=True, exist_ok=True)
     make_yardstick = partial(images.yardstick, extractor, kept)
     comparison = Comparison(folder, settings, extractor, images.identity(), make_yardstick)

@@ -13,7 +13,7 @@ from cdm_lightning.validate_command import heldout_images
 from cdm_lightning.yardstick import Yardstick
 from datamodules import ShardDataModule
 from datamodules.manifest import data_sha256
-from datamodules.splits import HELDOUT, TRAIN, Part
+from datamodules.names import HELDOUT, TRAIN, Part
 
 LEAST = 4  # images: half of them is what a score needs
 PARTS: tuple[Part, ...] = (TRAIN, HELDOUT)

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import yaml
 
-from cdm_lightning.composition import Strategy
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 
 RECORDS = ("composed", "backbone")  # folders of runs/ that hold a configuration; the newest validation comes first
 

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from cdm_lightning.attribution import credits_of
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guidance import GuidedDenoiser, check_guidance
 from cdm_lightning.images import encode_png, to_uint8
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.sampling import Churn, Method, OnStep, karras_sigmas, sample
 from cdm_lightning.seeding import image_generators, normal
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 
 CHANNEL_NAMES = {1: "L", 3: "RGB"}
 
@@ -144,6 +146,7 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     composed = branches[-1].composed(settings.strategy)
     model = guided(composed, compartments, settings)
     floor = compartments.public.calibration.floor
+    note_output(store.runs, out, composed.sources)
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):

@@ -40,13 +40,10 @@ def locked(path: Path) -> Iterator[None]:
 def append(path: Path, event: Event, source: str, before: str | None, after: str | None) -> None:
     """Append one line; the lock (`ledger.lock` beside the ledger) is held for the append only."""
     with locked(path.with_name("ledger.lock")):
-        written = path.read_bytes() if path.exists() else b""
-        lines = written.splitlines()
+        lines = whole_lines(path)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Entry(event, source, before, after, date, previous=_sha256(lines[-1]) if lines else START)
-        line = json.dumps(asdict(entry), sort_keys=True).encode() + b"\n"
-        separator = b"\n" if written and not written.endswith(b"\n") else b""  # after a line that a full disk cut
-        _append_synced(path, separator + line)
+        append_line(path, json.dumps(asdict(entry), sort_keys=True))
 
 
 def read(path: Path) -> list[Entry]:
@@ -94,8 +91,16 @@ def _sha256(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def _append_synced(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file without their ends; one that a kill or a full disk cut is none of them."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in place of what is left of one that was cut, and wait until the disk has it."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.seek(sum(len(one) + 1 for one in whole_lines(path)))
+        file.truncate()
+        file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

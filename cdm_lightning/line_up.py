@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from cdm_lightning.composition import Strategy
 from cdm_lightning.contenders import CLASSIFIER, CLOSED_FORM, PUBLIC, SOUP, Contender, Opened, Parts
 from cdm_lightning.denoiser import SIGMA_MIN
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 from cdm_lightning.stratification import class_counts
 
 LABEL, SWITCH = "[A-Za-z][A-Za-z0-9_-]{0,19}", "inf|[0-9]+(?:[.][0-9]+)?"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.compartment import Compartment, label_number
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import (
     PRECONDITIONINGS,
     SIGMA_MAX,
@@ -34,6 +34,7 @@ from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts
 from cdm_lightning.public import Public
 from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, normal
+from cdm_lightning.strategy import Strategy
 
 FROZEN = "backbone."
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy, draw_source
+from cdm_lightning.composition import ComposedDenoiser, draw_source
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import (
@@ -25,11 +25,13 @@ from cdm_lightning.generation import (
 )
 from cdm_lightning.given_images import MASKS, read_images, read_mask
 from cdm_lightning.images import from_uint8, to_uint8
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
 from cdm_lightning.seeding import generator, normal, uniform
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 from cdm_lightning.versions import versions
 
 SHARED = ("seed", "steps", "batch_size", "device")  # with `sample`
@@ -98,6 +100,7 @@ def restore_images(config: Any) -> dict[str, Any]:
     known = ~read_mask(config.mask, store.info.image_shape)
     compartments = open_compartments(store, config.sources, sigma_switch=None, device=settings.device)
     restorer = Restorer(compartments, known.to(settings.device), config.sigma or 0.0, settings, config.strategy)
+    note_output(store.runs, Path(config.out), compartments)
     results = [
         restorer.batch(images, indices, config.mean) for indices in batched(len(names) * config.n, settings.batch_size)
     ]

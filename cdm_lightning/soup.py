@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import Network, denoise
 from cdm_lightning.errors import BadInput
 from cdm_lightning.prompts import Full, LoRA, Prompt, Tokens
+from cdm_lightning.strategy import Strategy
 
 State = Mapping[str, Tensor]
 

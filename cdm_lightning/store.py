@@ -21,6 +21,7 @@ from cdm_lightning.tensor_files import (
     read_bytes,
     read_object,
     read_tensors,
+    remove_folder,
     replace_folder,
     unpack,
     write_atomic,
@@ -35,6 +36,7 @@ BACKBONE = "backbone.safetensors"
 COMPARTMENT = "compartment.safetensors"
 CARD = "card.json"
 README = "README.md"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Store:
     @property
     def runs(self) -> Path:
         """Return the folder of logs and checkpoints."""
-        return self.path / "runs"
+        return self.path / RUNS
 
     def folder(self, source: str) -> Path:
         """Return the folder of a source's compartment, whether it exists or not."""
@@ -217,8 +219,7 @@ class Store:
             BadInput: `card.source` is no name of a source.
         """
         source = card.source
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", source):
-            raise BadInput(f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -")
+        check_name(source)
         files = {
             COMPARTMENT: pack(tensors, _bond(card)),
             CARD: card.to_json().encode(),
@@ -230,6 +231,26 @@ class Store:
             replace_folder(self.folder(source), files)
             event: ledger.Event = "refitted" if before else "added"
             ledger.append(self.path / "ledger.jsonl", event, source, before, self._tensors_sha256(source))
+
+    def remove_compartment(self, source: str) -> None:
+        """Remove the compartment of a source, as a whole or not, and enter it in the ledger; nothing, if it is gone.
+
+        Raises:
+            BadInput: it is no name of a source.
+        """
+        check_name(source)
+        path = self.path / "ledger.jsonl"
+        with ledger.locked(self.path / "compartments.lock"):
+            mend_folder(self.folder(source))
+            before = self._tensors_sha256(source)
+            remove_folder(self.folder(source))
+            entered = [entry for entry in ledger.read(path) if entry.source == source]
+            if before or (entered and entered[-1].event != "forgotten"):
+                ledger.append(path, "forgotten", source, before or entered[-1].after, None)
+
+    def compartments_sha256(self) -> dict[str, str]:
+        """Return the sha256 of compartment.safetensors by source."""
+        return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in self.sources()}
 
     def _recovered(self) -> Self:
         for source in names_to_mend(self.path / "compartments"):
@@ -244,6 +265,12 @@ class Store:
     def _require(self, source: str, known: Sequence[str]) -> None:
         if source not in known:
             raise UnknownSource(source, known, f"the store {self.path}")
+
+
+def check_name(source: str) -> None:
+    """Raise BadInput unless this can be the name of a source."""
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", source):
+        raise BadInput(f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -")
 
 
 def _bond(card: Card) -> dict[str, Json]:

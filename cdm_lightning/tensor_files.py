@@ -154,6 +154,14 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         mend_folder(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, as a whole or not, if it is there; no other process may write it at the same time."""
+    mend_folder(folder)
+    if folder.exists():
+        os.rename(folder, folder.with_name(f".{folder.name}.old-{os.getpid()}"))
+        mend_folder(folder)
+
+
 def mend_folder(folder: Path) -> None:
     """Undo or finish a `replace_folder` that was cut short.
 

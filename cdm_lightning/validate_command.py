@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from cdm_lightning.composition import Strategy
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.fit_record import FitRecord, fit_record
@@ -15,11 +14,12 @@ from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import Store
+from cdm_lightning.strategy import Strategy
 from cdm_lightning.text_tables import aligned
 from cdm_lightning.validation import VALIDATION_IMAGES
 from datamodules import ShardDataModule
 from datamodules.manifest import ImageShape
-from datamodules.splits import HELDOUT
+from datamodules.names import HELDOUT
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "device")
 SEEDS = 2**32  # of the subsets of KID

@@ -1,9 +1,6 @@
 """Validation of the composed model of all finished sources, after each of them."""
 
-import json
 import logging
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -14,11 +11,10 @@ from cdm_lightning.errors import ShardError, StoreError
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.recipe import Recipe, SourceData
+from cdm_lightning.run_sources import note_sources
 from cdm_lightning.store import Store
-from cdm_lightning.tensor_files import write_atomic
 
 VALIDATION_IMAGES = 1000
-SOURCES = "sources.json"
 log = logging.getLogger(__name__)
 
 
@@ -35,14 +31,6 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
-
-
-def note_sources(folder: Path, sources: Iterable[str]) -> None:
-    """Add to `folder`/sources.json, the list of every source whose traces the composed run may hold."""
-    path = folder / SOURCES
-    noted = set(json.loads(path.read_text())) if path.exists() else set()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(sorted(noted | set(sources)), indent=1) + "\n").encode())
 
 
 def finished_compartments(store: Store, backbone: Backbone) -> dict[str, Compartment]:

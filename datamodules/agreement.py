@@ -13,9 +13,9 @@ from pathlib import Path
 from cdm_lightning.errors import ShardError
 from datamodules.datasets import CLASSES
 from datamodules.manifest import ImageShape, Manifest, Sample
-from datamodules.names import PUBLIC
+from datamodules.names import HELDOUT, PUBLIC
 from datamodules.plan import Plan
-from datamodules.splits import HELDOUT, heldout_draw, public_draw, public_labels, random_part, shard_of
+from datamodules.splits import heldout_draw, public_draw, public_labels, random_part, shard_of
 
 Sources = Mapping[str, Manifest]
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cdm_lightning.errors import ShardError
-from datamodules.names import is_key, is_label, is_shard, is_source
-from datamodules.splits import HELDOUT, TRAIN, Part
+from datamodules.names import HELDOUT, TRAIN, Part, is_key, is_label, is_shard, is_source
 
 MANIFEST = "manifest.json"
 AGAIN = "write the shards again"

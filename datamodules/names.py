@@ -1,9 +1,13 @@
 """Names of sources, labels, samples and shards: which characters they have, and which names are taken."""
 
 import re
+from typing import Final, Literal
 
 from cdm_lightning.errors import BadInput
 
+Part = Literal["train", "heldout"]
+TRAIN: Final = "train"
+HELDOUT: Final = "heldout"
 PUBLIC = "public"
 RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone"})
 

@@ -13,11 +13,11 @@ from datamodules import manifest as manifests
 from datamodules.agreement import check_agreement, check_shape
 from datamodules.exclusions import read_keys
 from datamodules.manifest import MANIFEST, Manifest, Sample, read_manifest, usable
-from datamodules.names import PUBLIC
+from datamodules.names import HELDOUT, PUBLIC, TRAIN, Part
 from datamodules.overlap import check_apart
 from datamodules.plan import Plan, check_at_least, check_fraction
 from datamodules.publish import mend
-from datamodules.splits import HELDOUT, TRAIN, Part, default_split
+from datamodules.splits import default_split
 from datamodules.stages import decode_batch, decode_sample, keep
 from datamodules.stream import PublicShare, Share, SourceLoader, SourceStream
 from datamodules.verification import all_samples, verify_files

@@ -2,16 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final, Literal
 
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.seeding import stable_hash, unit_hash
-from datamodules.names import PUBLIC, check_source, slug
+from datamodules.names import HELDOUT, PUBLIC, TRAIN, Part, check_source, slug
 from datamodules.records import Record
 
-Part = Literal["train", "heldout"]
-TRAIN: Final = "train"
-HELDOUT: Final = "heldout"
 SPLITS = ("class", "folder", "list", "random:N")
 
 

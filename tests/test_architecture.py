@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "validate_command",
         "evaluate_command",
         "restore_command",
+        "forget_command",
         "given_images",
         "evaluation_images",
         "__main__",
@@ -51,6 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "metrics",
         "reference",
         "packing",
+        "forgetting",
         "store_commands",
         "fit_record",
         "source_forms",
@@ -69,6 +71,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "store",
         "card",
         "ledger",
+        "outputs",
+        "run_sources",
     ),
     ("public", "drafts", "pseudo_sources"),
     ("evidence",),
@@ -84,7 +88,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "ema",
         "tensor_files",
     ),
-    ("images", "seeding", "interpolation", "torch_files", "text_tables", "versions", "errors", "parser", "phase"),
+    (
+        "images",
+        "seeding",
+        "strategy",
+        "interpolation",
+        "torch_files",
+        "text_tables",
+        "versions",
+        "errors",
+        "parser",
+        "phase",
+    ),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}
 MAY_IMPORT_PACKAGES = (
@@ -94,6 +109,7 @@ MAY_IMPORT_PACKAGES = (
     "shards_command",
     "validate_command",
     "evaluate_command",
+    "forget_command",
     "given_images",
     "evaluation_images",
 )  # the only ones that know datamodules and callbacks

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cdm_lightning.composition import ComposedDenoiser, Strategy, mixture_weights
+from cdm_lightning.composition import ComposedDenoiser, mixture_weights
 from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.sampling import Method, karras_sigmas, sample
+from cdm_lightning.strategy import Strategy
 
 SHAPE = (2, 1, 1)
 SIGMAS = [0.01, 0.1, 0.5, 2.0, 10.0, 80.0]

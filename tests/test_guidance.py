@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from cdm_lightning.cli import main
-from cdm_lightning.composition import ComposedDenoiser, Strategy
+from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.guidance import GuidedDenoiser
 from cdm_lightning.sampling import karras_sigmas, sample
+from cdm_lightning.strategy import Strategy
 
 SHAPE = (2, 1, 1)
 GRID = karras_sigmas(12, through=1.0)

@@ -81,12 +81,17 @@ def test_verify_names_the_line_that_does_not_follow(path: Path, tamper: Callable
         ledger.verify(path)
 
 
-def test_a_line_that_was_cut_is_named_and_spoils_no_other(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-    ledger.append(path, "added", "c", None, "4" * 64)
-    assert len(path.read_bytes().splitlines()) == 5
-    with pytest.raises(StoreError, match=r"line 4: this is no entry of a ledger"):
+@pytest.mark.parametrize("left", range(1, 40, 13))
+def test_a_line_that_was_cut_is_named_until_the_next_one_takes_its_place(path: Path, left: int) -> None:
+    whole = path.read_bytes()
+    ledger.append(path, "added", "d", None, "5" * 64)
+    path.write_bytes(whole + path.read_bytes()[len(whole) :][:left])
+    with pytest.raises(StoreError, match=r"line 5: this is no entry of a ledger"):
         ledger.verify(path)
+    ledger.append(path, "added", "c", None, "4" * 64)
+    assert path.read_bytes().startswith(whole)
+    assert [entry.source for entry in ledger.read(path)] == ["a", "b", "a", "b", "c"]
+    ledger.verify(path)
 
 
 def test_a_line_with_other_keys_is_no_entry(tmp_path: Path) -> None:

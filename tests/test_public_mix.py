@@ -147,7 +147,7 @@ def test_evidence_denoiser_and_prior_of_a_mixed_compartment(mixed: Path) -> None
     """Oracle: the two closed forms, weighed by hand; at the switch and above the compartment is their mixture."""
     compartments = open_compartments(Store.open(mixed), "all", sigma_switch=None, device="cpu")
     own, public = compartments.compartments["digit0"].closed_form, compartments.public.closed_form
-    x, level = 2 * torch.randn(9, 1, 8, 8, generator=generator(1)), torch.tensor([1.0, 2.0, 30.0]).repeat(3)
+    x, level = 2 * torch.randn(9, 1, 8, 8, generator=generator(1)), torch.tensor([3.0, 5.0, 30.0]).repeat(3)
     logs = torch.stack([math.log(0.7) + own.log_density(x, level), math.log(0.3) + public.log_density(x, level)])
     share = logs.softmax(0)[:, :, None, None, None]
     expected = share[0] * own.denoise(x, level) + share[1] * public.denoise(x, level)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.encoding import encode_sources
+from datamodules.names import HELDOUT
 from datamodules.plan import Plan
 from datamodules.records import Collection, Record
-from datamodules.splits import HELDOUT, in_public_fraction, part_of, random_part, shard_of
+from datamodules.splits import in_public_fraction, part_of, random_part, shard_of
 from datamodules.writer import write_sources
 from tests.made_shards import shard_of_key
 

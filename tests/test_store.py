@@ -393,7 +393,7 @@ def test_the_model_card_says_what_a_person_must_know(store: Store) -> None:
     text = model_card(card(store, "a"))
     for said in ("`a`", "30 distinct", "| 11 | 10 |", "1x8x8", "200 steps", "0.002 to 1.5", "| rank | 64 |"):
         assert said in text
-    for said in ("Delete this folder", "Statistics are not anonymous", "may reveal the images"):
+    for said in ("forget --store STORE --source", "Statistics are not anonymous", "may reveal the images"):
         assert said in " ".join(text.split())
     assert str(store.path) not in text
     assert "No prompt was trained." in model_card(dataclasses.replace(card(store, "a"), sigma_range=None))

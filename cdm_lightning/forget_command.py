@@ -1,0 +1,119 @@
+"""The command line of `forget`: a source leaves a store, with a receipt of what went and what is out of reach."""
+
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.errors import ShardError
+from cdm_lightning.fit_record import fit_record
+from cdm_lightning.forgetting import Forgotten, forget_source
+from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.store import Store
+from cdm_lightning.text_tables import aligned
+from datamodules.manifest import MANIFEST, Manifest, read_manifest
+from datamodules.names import PUBLIC
+
+SHOWN = 12  # hex digits of a hash in the text
+NOT_REMOVED = "not removed: made with it; delete it if nobody may have it"
+
+
+def forget_parser() -> Parser:
+    """Return the parser of `forget`."""
+    parser = new_parser("forget", "Remove every trace of a source from a store, and say what is out of reach.")
+    parser.add_argument("--store", type=str, required=True, help="the store")
+    parser.add_argument("--source", type=str, required=True, help="the source to forget")
+    parser.add_argument(
+        "--root", type=str | None, default=None, help="folder of the shards; by default that of the fit"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--json", type=str | None, default=None, help="also write the receipt, with all hashes")
+    return parser
+
+
+def forget(config: Any) -> dict[str, Any]:
+    """Forget the source that a parsed command line names, and return the receipt.
+
+    Raises:
+        BadInput: the store or the source cannot be used.
+    """
+    store = Store.open(Path(config.store))
+    recorded = fit_record(store).root if config.root is None else config.root
+    root = None if recorded is None else Path(recorded)
+    forgotten = forget_source(store, config.source, config.dry_run)
+    return {
+        "store": os.path.abspath(store.path),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dry_run": config.dry_run,
+        **asdict(forgotten),
+        "out_of_reach": out_of_reach(forgotten, root),
+        "public": public_overlap(config.source, root),
+    }
+
+
+def out_of_reach(forgotten: Forgotten, root: Path | None) -> list[dict[str, str]]:
+    """Return what is left of a source outside the store's compartments and runs, and what to do about it."""
+    shards = [] if root is None or not (root / forgotten.source).exists() else [root / forgotten.source]
+    left = [(str(path), "its shards: delete them, or a later fit learns it again") for path in shards]
+    left += [(path, NOT_REMOVED) for path in forgotten.outputs]
+    left.append(("ledger.jsonl", "its name and the hashes of its compartment stay, as the proof of what happened"))
+    return [{"path": path, "why": why} for path, why in left]
+
+
+def public_overlap(source: str, root: Path | None) -> dict[str, Any]:
+    """Return which classes and how many images of a source are also in `public`, which the backbone has seen.
+
+    `checked` is false where the shards of both are not there: then nothing is known.
+    """
+    own, public = (None if root is None else _manifest(root / name) for name in (source, PUBLIC))
+    if own is None or public is None:
+        return {"checked": False, "classes": [], "images": 0}
+    classes, images = _labels(own) & _labels(public), _contents(own) & _contents(public)
+    return {"checked": True, "classes": sorted(classes), "images": len(images)}
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder) if (folder / MANIFEST).exists() else None
+    except ShardError:
+        return None
+
+
+def _labels(manifest: Manifest) -> set[str]:
+    return {sample.label for sample in manifest.samples.values()}
+
+
+def _contents(manifest: Manifest) -> set[str]:
+    return {sample.sha256 for sample in manifest.samples.values()}
+
+
+def receipt(report: dict[str, Any]) -> str:
+    """Return a receipt as text for people."""
+    source, removed = report["source"], report["removed"]
+    size = sum(trace["bytes"] for trace in removed)
+    verb = "would be removed" if report["dry_run"] else "removed"
+    lines = [f"source '{source}' of {report['store']}, {report['date']}"]
+    if removed:
+        lines.append(f"{verb}: {len(removed)} files, {size:,} bytes (path, sha256)")
+        lines.append(aligned([(f"  {trace['path']}", trace["sha256"][:SHOWN]) for trace in removed]))
+    else:
+        lines.append(f"{verb}: nothing, no trace of it was left in the store")
+    lines.append(f"unchanged: the backbone and {len(report['others_sha256'])} other compartments")
+    lines.append("out of reach:")
+    lines += [f"  {left['path']}: {left['why']}" for left in report["out_of_reach"]]
+    return "\n".join([*lines, f"public: {_seen(report['public'])}"])
+
+
+def _seen(public: dict[str, Any]) -> str:
+    if not public["checked"]:
+        return (
+            "not checked, the shards of both are not there (--root): what of it is also in public, the backbone keeps"
+        )
+    if not public["classes"] and not public["images"]:
+        return "no image and no class of it is in public, which the backbone was trained on"
+    classes = f"images of {', '.join(public['classes'])}" if public["classes"] else "no image of its classes"
+    return (
+        f"it holds {classes} and {public['images']} of its own images: the backbone was trained on those, and "
+        "forgetting does not reach them"
+    )

@@ -1,0 +1,101 @@
+"""Forgetting a source: every trace of it that a store holds is deleted, and what lies elsewhere is listed.
+
+Deletion is exact by construction: a compartment is made from its own source alone, so without it the store is what it
+would be if the source had never been there, byte for byte but for ledger and runs.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdm_lightning import ledger
+from cdm_lightning.errors import UnknownSource
+from cdm_lightning.outputs import outputs_of
+from cdm_lightning.run_sources import drop_source, files_of
+from cdm_lightning.store import Store, check_name
+from cdm_lightning.tensor_files import file_sha256
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A file of a store in which a source took part: its path in the store, sha256 and length."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What forgetting a source did, or would do.
+
+    Attributes:
+        source: its name.
+        removed: the files that were removed.
+        compartment_sha256: of the compartment's tensors; None if there was no compartment.
+        others_sha256: of the tensors of the compartments that stay, by source.
+        backbone_sha256: of the backbone, which stays.
+        outputs: what commands wrote elsewhere with this source, and is still there; not removed.
+    """
+
+    source: str
+    removed: list[Trace]
+    compartment_sha256: str | None
+    others_sha256: dict[str, str]
+    backbone_sha256: str
+    outputs: list[str]
+
+
+def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten:
+    """Delete the compartment of a source and its traces in the store's runs, and enter it in the ledger.
+
+    What was cut short goes on: nothing is left of the source afterwards, whatever was left of it before. Of a source
+    that was forgotten before and left no trace, nothing is removed and nothing entered.
+
+    Args:
+        store: the store.
+        source: the source; its compartment, its runs, or its name in the ledger must be there.
+        dry_run: only tell what would be removed.
+
+    Raises:
+        UnknownSource: the store has never had it.
+        BadInput: it is no name of a source.
+    """
+    check_name(source)
+    if not _known(store, source):
+        raise UnknownSource(source, store.sources(), f"the store {store.path}")
+    sha256 = store.compartments_sha256()
+    forgotten = Forgotten(
+        source,
+        [
+            Trace(str(path.relative_to(store.path)), file_sha256(path), path.stat().st_size)
+            for path in traces(store, source)
+        ],
+        sha256.pop(source, None),
+        sha256,
+        store.info.backbone_sha256,
+        [str(path) for path in outputs_of(store.runs, source)],
+    )
+    if not dry_run:
+        store.remove_compartment(source)
+        if _own_runs(store, source).exists():
+            shutil.rmtree(_own_runs(store, source))
+        drop_source(store.runs / "composed", source)
+    return forgotten
+
+
+def traces(store: Store, source: str) -> Iterator[Path]:
+    """Yield every file of the store in which a source took part, but for the ledger."""
+    for folder in (store.folder(source), _own_runs(store, source)):
+        yield from sorted(path for path in folder.rglob("*") if path.is_file())
+    yield from files_of(store.runs / "composed", source)
+
+
+def _own_runs(store: Store, source: str) -> Path:
+    return store.runs / "sources" / source
+
+
+def _known(store: Store, source: str) -> bool:
+    entered = (entry.source for entry in ledger.read(store.path / "ledger.jsonl"))
+    return source in store.sources() or source in entered or any(traces(store, source))

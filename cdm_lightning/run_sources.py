@@ -1,0 +1,64 @@
+"""Which sources took part in each file of the composed runs, so that forgetting one finds all that it took part in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from cdm_lightning.errors import StoreError
+from cdm_lightning.tensor_files import json_text, read_object, write_atomic
+
+SOURCES = "sources.json"
+NEXT = ""  # stands for the files that were written since the list was
+
+
+def note_sources(folder: Path, sources: Iterable[str]) -> None:
+    """Say that all that is written into `folder` from now on is of these sources; call it before.
+
+    What was written since the last call, new files and changed ones, is noted with the sources of that call.
+
+    Raises:
+        StoreError: what was noted before is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = _known(folder, _noted(folder))
+    write_atomic(folder / SOURCES, json_text(known | {NEXT: sorted(sources)}).encode())
+
+
+def files_of(folder: Path, source: str) -> list[Path]:
+    """Return the files of `folder` in which a source took part, sorted; all, if nothing was noted or it is damaged."""
+    try:
+        known = _known(folder, read_object(folder / SOURCES))
+    except StoreError:
+        return [folder / name for name in _names(folder)]
+    return [folder / name for name, sources in known.items() if source in sources]
+
+
+def drop_source(folder: Path, source: str) -> None:
+    """Delete the files in which a source took part, and its name."""
+    for path in files_of(folder, source):
+        path.unlink()
+    if not _names(folder):
+        (folder / SOURCES).unlink(missing_ok=True)
+        return
+    noted = _noted(folder)
+    known = _known(folder, noted) | {NEXT: [name for name in noted.get(NEXT, []) if name != source]}
+    write_atomic(folder / SOURCES, json_text(known).encode())
+
+
+def _known(folder: Path, noted: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the sources of every file that is there: those that were noted, and those of what was written since."""
+    written = (folder / SOURCES).stat().st_mtime_ns if (folder / SOURCES).exists() else 0
+    known = {}
+    for name in _names(folder):
+        since = name not in noted or (folder / name).stat().st_mtime_ns >= written
+        known[name] = sorted({*noted.get(name, []), *(noted.get(NEXT, []) if since else [])})
+    return known
+
+
+def _noted(folder: Path) -> dict[str, list[str]]:
+    return read_object(folder / SOURCES) if (folder / SOURCES).exists() else {}
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SOURCES)
