@@ -32,7 +32,8 @@ commands:
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
   forget    remove every trace of a source from a store, and say what is out of reach
-  store     list what a store holds (store list), or show one compartment (store show SOURCE)
+  store     list what a store holds (store list), show one compartment (store show SOURCE), or check every
+            byte of it (store verify)
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
 """
@@ -171,19 +172,19 @@ def run_forget(arguments: list[str]) -> None:
 
 
 def run_store(arguments: list[str]) -> None:
-    """`store list` and `store show SOURCE`."""
+    """`store list`, `store show SOURCE` and `store verify`."""
     from cdm_lightning import store_commands
     from cdm_lightning.store import Store
 
     action = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    parser = new_parser(f"store {action}".strip(), "List what a store holds, or show one compartment.")
+    parser = new_parser(f"store {action}".strip(), "List what a store holds, show a compartment, or check it.")
     parser.add_argument("--store", type=str, required=True, help="the store")
     parser.add_argument("--json", type=str | None, default=None, help="also write the data to this file")
     if action == "show":
         parser.add_argument("source", type=str, help="the compartment to show")
-    if action not in ("list", "show"):
+    if action not in ("list", "show", "verify"):
         if not {"-h", "--help"} & set(arguments):
-            raise BadInput("store needs an action: `store list` or `store show SOURCE`")
+            raise BadInput("store needs an action: `store list`, `store show SOURCE` or `store verify`")
         action = "list"
         arguments = ["list", *arguments]
     config = parser.parse_args(arguments[1:])
@@ -192,9 +193,13 @@ def run_store(arguments: list[str]) -> None:
     if action == "list":
         print(store_commands.listing(store))
         _write_json(config.json, store_commands.listing_data(store))
-    else:
+    elif action == "show":
         print(store_commands.details(store, config.source))
         _write_json(config.json, store_commands.details_data(store, config.source))
+    else:
+        found = store_commands.verification_data(store)
+        _write_json(config.json, found)
+        print(store_commands.verification(found))
 
 
 def _check_json(path: str | None) -> None:

@@ -96,6 +96,8 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     if not refit and store.has_compartment(phase.source) and store.read_card(phase.source).inputs() == card.inputs():
         log.info("%s: up to date, skipped", phase.title)
         return False
+    if (forgotten := store.forgotten_on(phase.source)) is not None:
+        log.warning("%s: it was forgotten on %s, and is learned again", phase.title, forgotten)
     if card.n < FEW_IMAGES:
         log.warning("%s: only %d images; a closed form of so few may reveal them", phase.title, card.n)
     backbone, public = unpack_backbone(*store.read_backbone())

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -27,6 +27,7 @@ class Entry:
     after: str | None
     date: str  # UTC, ISO 8601, seconds
     previous: str  # sha256 of the line before, without its line end
+    seal: str = ""  # sha256 of this entry without its seal
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def append(path: Path, event: Event, source: str, before: str | None, after: str
         lines = whole_lines(path)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Entry(event, source, before, after, date, previous=_sha256(lines[-1]) if lines else START)
-        append_line(path, json.dumps(asdict(entry), sort_keys=True))
+        append_line(path, _text(replace(entry, seal=_sha256(_text(entry).encode()))))
 
 
 def read(path: Path) -> list[Entry]:
@@ -56,21 +57,40 @@ def read(path: Path) -> list[Entry]:
 
 
 def verify(path: Path) -> None:
-    """Check that each line carries the hash of the line before.
+    """Check that each line is as it was written, and carries the hash of the line before.
 
-    The chain shows a line that was changed, deleted or moved, save at its end: the last line is pinned by nothing.
+    The chain shows a line that was changed, deleted or moved, save at its end: whoever writes the last line anew, seal
+    and all, or deletes it, is not noticed.
 
     Raises:
         StoreError: names the first line that is not an entry or does not follow from the line before.
     """
     previous = START
     for number, line in _numbered(path):
-        if _parse(line, path, number).previous != previous:
+        entry = _parse(line, path, number)
+        if entry.seal != _sha256(_text(replace(entry, seal="")).encode()) or _text(entry).encode() != line:
+            raise StoreError(f"{path}, line {number}: the line was changed; compare it with a copy")
+        if entry.previous != previous:
             raise StoreError(
                 f"{path}, line {number}: the chain is broken, the lines up to it were changed, deleted or moved; "
                 "compare it with a copy"
             )
         previous = _sha256(line)
+
+
+def last(path: Path, source: str) -> Entry | None:
+    """Return the newest entry of a source, None if it has none.
+
+    Raises:
+        StoreError: a line is not an entry; names the line.
+    """
+    lines = list(enumerate(whole_lines(path), start=1))
+    entries = (_parse(line, path, number) for number, line in reversed(lines))
+    return next((entry for entry in entries if entry.source == source), None)
+
+
+def _text(entry: Entry) -> str:
+    return json.dumps(asdict(entry), sort_keys=True)
 
 
 def _numbered(path: Path) -> list[tuple[int, bytes]]:

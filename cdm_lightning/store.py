@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cdm_lightning import ledger
+from cdm_lightning import exchange, ledger
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
 from cdm_lightning.tensor_files import (
@@ -15,14 +15,10 @@ from cdm_lightning.tensor_files import (
     checked_fields,
     file_sha256,
     json_text,
-    mend_folder,
-    names_to_mend,
     pack,
     read_bytes,
     read_object,
     read_tensors,
-    remove_folder,
-    replace_folder,
     unpack,
     write_atomic,
     write_tensors,
@@ -37,6 +33,10 @@ COMPARTMENT = "compartment.safetensors"
 CARD = "card.json"
 README = "README.md"
 RUNS = "runs"
+LEDGER = "ledger.jsonl"
+LOCK = "compartments.lock"
+INFO = "store.json"
+PUBLIC = "public"  # under this name the ledger pins store.json, and so all that was fitted on public
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Store:
         Raises:
             StoreError: it is missing, damaged or of another format.
         """
-        path = self.path / "store.json"
+        path = self.path / INFO
         if not path.exists():
             raise StoreError(
                 f"no store in {self.path}: expected a folder with store.json; "
@@ -108,7 +108,7 @@ class Store:
 
     def has_backbone(self) -> bool:
         """Return whether the store has a backbone; store.json is written last, so it says so."""
-        return (self.path / "store.json").exists()
+        return (self.path / INFO).exists()
 
     def write_backbone(
         self,
@@ -119,7 +119,7 @@ class Store:
         sigma_range: tuple[float, float],
         public_sha256: str,
     ) -> None:
-        """Write the backbone, then store.json, each as a whole or not.
+        """Write the backbone, its line in the ledger, then store.json, each as a whole or not.
 
         Args:
             tensors: any names, shapes and types.
@@ -136,7 +136,9 @@ class Store:
         write_tensors(self.path / BACKBONE, tensors, metadata)
         sha256 = file_sha256(self.path / BACKBONE)
         info = StoreInfo(FORMAT_VERSION, sha256, image_shape, sigma_range, public_sha256)
-        write_atomic(self.path / "store.json", json_text(asdict(info)).encode())
+        text = json_text(asdict(info)).encode()
+        ledger.append(self.path / LEDGER, "added", PUBLIC, None, hashlib.sha256(text).hexdigest())
+        write_atomic(self.path / INFO, text)
 
     def read_backbone(self) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
         """Return the tensors and the metadata of the backbone.
@@ -201,7 +203,7 @@ class Store:
                 f"{own[:12]}): fit it again on this store's or add it to its own"
             )
         tensors, metadata = read_tensors(self.folder(source) / COMPARTMENT)
-        if metadata != _bond(card):
+        if metadata != bond(card):
             raise StoreError(
                 f"{self.folder(source)} holds a card and tensors that do not belong together: restore it from a copy, "
                 "or fit it again with --refit"
@@ -221,16 +223,12 @@ class Store:
         source = card.source
         check_name(source)
         files = {
-            COMPARTMENT: pack(tensors, _bond(card)),
+            COMPARTMENT: pack(tensors, bond(card)),
             CARD: card.to_json().encode(),
             README: model_card(card).encode(),
         }
-        with ledger.locked(self.path / "compartments.lock"):
-            mend_folder(self.folder(source))
-            before = self._tensors_sha256(source)
-            replace_folder(self.folder(source), files)
-            event: ledger.Event = "refitted" if before else "added"
-            ledger.append(self.path / "ledger.jsonl", event, source, before, self._tensors_sha256(source))
+        with ledger.locked(self.path / LOCK):
+            exchange.put(self.folder(source), files, COMPARTMENT, self.path / LEDGER)
 
     def remove_compartment(self, source: str) -> None:
         """Remove the compartment of a source, as a whole or not, and enter it in the ledger; nothing, if it is gone.
@@ -239,28 +237,23 @@ class Store:
             BadInput: it is no name of a source.
         """
         check_name(source)
-        path = self.path / "ledger.jsonl"
-        with ledger.locked(self.path / "compartments.lock"):
-            mend_folder(self.folder(source))
-            before = self._tensors_sha256(source)
-            remove_folder(self.folder(source))
-            entered = [entry for entry in ledger.read(path) if entry.source == source]
-            if before or (entered and entered[-1].event != "forgotten"):
-                ledger.append(path, "forgotten", source, before or entered[-1].after, None)
+        with ledger.locked(self.path / LOCK):
+            exchange.take_away(self.folder(source), COMPARTMENT, self.path / LEDGER)
+
+    def forgotten_on(self, source: str) -> str | None:
+        """Return the date on which a source was forgotten, None if it was not or came again since."""
+        newest = ledger.last(self.path / LEDGER, source)
+        return newest.date if newest is not None and newest.event == "forgotten" else None
 
     def compartments_sha256(self) -> dict[str, str]:
         """Return the sha256 of compartment.safetensors by source."""
         return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in self.sources()}
 
     def _recovered(self) -> Self:
-        for source in names_to_mend(self.path / "compartments"):
-            with ledger.locked(self.path / "compartments.lock"):
-                mend_folder(self.folder(source))
+        for source in exchange.unfinished(self.path / "compartments"):
+            with ledger.locked(self.path / LOCK):
+                exchange.mend(self.folder(source), COMPARTMENT, self.path / LEDGER)
         return self
-
-    def _tensors_sha256(self, source: str) -> str | None:
-        path = self.folder(source) / COMPARTMENT
-        return file_sha256(path) if path.exists() else None
 
     def _require(self, source: str, known: Sequence[str]) -> None:
         if source not in known:
@@ -269,10 +262,12 @@ class Store:
 
 def check_name(source: str) -> None:
     """Raise BadInput unless this can be the name of a source."""
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", source):
-        raise BadInput(f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -")
+    if source == PUBLIC or not re.fullmatch(r"[a-z][a-z0-9_-]*", source):
+        raise BadInput(
+            f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -, but not {PUBLIC}"
+        )
 
 
-def _bond(card: Card) -> dict[str, Json]:
+def bond(card: Card) -> dict[str, Json]:
     """Return what the tensors of a compartment say of the card they belong to."""
     return {"card_sha256": hashlib.sha256(card.to_json().encode()).hexdigest()}

@@ -1,12 +1,14 @@
-"""What `store list` and `store show SOURCE` say, as text and as data; nothing is printed here."""
+"""What `store list`, `store show SOURCE` and `store verify` say, as text and as data; nothing is printed here."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cdm_lightning.errors import StoreError
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.text_tables import aligned
+from cdm_lightning.verification import faults
 
 COLUMNS = ("source", "n", "classes", "compartment", "prompt_parameters", "steps", "bytes")
 
@@ -39,6 +41,27 @@ def details_data(store: Store, source: str) -> dict[str, Any]:
 def details(store: Store, source: str) -> str:
     """Return what `store show SOURCE` says: a line per entry of `details_data`, with `key.inner` for inner entries."""
     return aligned([(key, _said(value)) for key, value in _flat(details_data(store, source)).items()])
+
+
+def verification_data(store: Store) -> dict[str, Any]:
+    """Return what `store verify` finds: sources, backbone, and what is wrong."""
+    found = faults(store)
+    return {"sources": store.sources(), "backbone_sha256": store.info.backbone_sha256, "faults": found}
+
+
+def verification(found: dict[str, Any]) -> str:
+    """Return what `store verify` says of a store that is as it was made.
+
+    Raises:
+        StoreError: it is not; names every fault.
+    """
+    if found["faults"]:
+        raise StoreError("the store is not as it was made:\n" + "\n".join(f"  {fault}" for fault in found["faults"]))
+    names = ", ".join(found["sources"]) or "none"
+    return (
+        f"as it was made: the backbone {found['backbone_sha256'][:12]}, the ledger and {len(found['sources'])} "
+        f"compartments ({names}); nothing else is there but runs/, which is not looked at"
+    )
 
 
 def _row(store: Store, source: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -52,6 +51,16 @@ def unpack(data: bytes, path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]
     """
     from safetensors.torch import load
 
+    metadata = metadata_of(data, path)
+    return load(data), metadata
+
+
+def metadata_of(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the metadata of the bytes that `pack` made, checked with the tensors, without torch; see `unpack`.
+
+    Raises:
+        StoreError: a byte of them changed.
+    """
     try:
         envelope = json.loads(_split(data)[0]["__metadata__"]["cdm"])
         intact = envelope["sha256"] == _content_sha256(data, envelope["metadata"])
@@ -59,7 +68,8 @@ def unpack(data: bytes, path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]
         intact = False
     if not intact:
         raise StoreError(f"{path} is damaged, or not a file of a store: {FIT_AGAIN}")
-    return load(data), envelope["metadata"]
+    metadata: dict[str, Any] = envelope["metadata"]
+    return metadata
 
 
 def _split(data: bytes) -> tuple[Any, bytes]:
@@ -133,54 +143,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file as a whole or not."""
     new = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        _write_synced(new, data)
+        write_synced(new, data)
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
 
 
-def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make or replace a folder, as a whole or not; no other process may write it at the same time."""
-    new, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
-    mend_folder(folder)
-    try:
-        new.mkdir(parents=True)
-        for name, data in files.items():
-            _write_synced(new / name, data)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    finally:
-        mend_folder(folder)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, as a whole or not, if it is there; no other process may write it at the same time."""
-    mend_folder(folder)
-    if folder.exists():
-        os.rename(folder, folder.with_name(f".{folder.name}.old-{os.getpid()}"))
-        mend_folder(folder)
-
-
-def mend_folder(folder: Path) -> None:
-    """Undo or finish a `replace_folder` that was cut short.
-
-    A new folder beside an old one means that it was cut between its two renames: the old one comes back. Without the
-    new folder the exchange was done, and what is left of the old one is deleted.
-    """
-    old, new = (sorted(folder.parent.glob(f".{folder.name}.{kind}-*")) for kind in ("old", "tmp"))
-    if old and new and not folder.exists():
-        os.rename(old.pop(), folder)
-    for left in old + new:
-        shutil.rmtree(left)
-
-
-def names_to_mend(parent: Path) -> list[str]:
-    """Return the names of the folders in `parent` whose replacement was cut after the old one was moved away."""
-    return sorted({folder.name.split(".")[1] for folder in parent.glob(".*.old-*")})
-
-
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

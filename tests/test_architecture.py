@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "reference",
         "packing",
         "forgetting",
+        "verification",
         "store_commands",
         "fit_record",
         "source_forms",
@@ -70,6 +71,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "schedule",
         "store",
         "card",
+        "exchange",
         "ledger",
         "outputs",
         "run_sources",
@@ -235,6 +237,7 @@ def test_the_rule_looks_at_files() -> None:
     assert own(imports(ROOT / "cdm_lightning" / "store.py", ROOT)) == {
         ("cdm_lightning", "card"),
         ("cdm_lightning", "errors"),
+        ("cdm_lightning", "exchange"),
         ("cdm_lightning", "ledger"),
         ("cdm_lightning", "tensor_files"),
     }

@@ -116,11 +116,16 @@ def test_forgetting_twice_does_nothing_more(mine: Path, tmp_path: Path, capsys: 
     assert "removed: nothing, no trace of it was left in the store" in capsys.readouterr().out
 
 
-def test_the_last_source_can_be_forgotten_and_fitted_again(mine: Path, logged: Path, fit: Fit) -> None:
+def test_the_last_source_can_be_forgotten_and_fitted_again(
+    mine: Path, logged: Path, fit: Fit, caplog: pytest.LogCaptureFixture
+) -> None:
     for source in THREE:
         assert forget(mine, source) == 0
     assert Store.open(mine).sources() == []
     assert fit(mine, "[digit1]", "--model.compartment", "tokens", "--trainer.max_steps", "3") == 0
+    date = ledger.read(mine / "ledger.jsonl")[-2].date
+    assert f"source digit1: it was forgotten on {date}, and is learned again" in caplog.text
+    assert Store.open(mine).forgotten_on("digit1") is None
     assert tree(mine / "compartments") == {
         name: data for name, data in tree(logged / "compartments").items() if name.startswith("digit1")
     }

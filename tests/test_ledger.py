@@ -26,8 +26,10 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def changed(lines: Lines) -> Lines:
-    return [lines[0], lines[1].replace(b'"b"', b'"c"'), *lines[2:]]
+def sealed_anew(lines: Lines) -> Lines:
+    values = json.loads(lines[1]) | {"source": "c", "seal": ""}
+    seal = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return [lines[0], json.dumps(values | {"seal": seal}, sort_keys=True).encode() + b"\n", *lines[2:]]
 
 
 def deleted_first(lines: Lines) -> Lines:
@@ -62,7 +64,7 @@ def test_each_line_is_sorted_json_with_the_hash_of_the_line_before(path: Path) -
     expected = ["0" * 64, *(hashlib.sha256(line.encode()).hexdigest() for line in lines[:-1])]
     assert [json.loads(line)["previous"] for line in lines] == expected
     for line in lines:
-        assert list(json.loads(line)) == ["after", "before", "date", "event", "previous", "source"]
+        assert list(json.loads(line)) == ["after", "before", "date", "event", "previous", "seal", "source"]
 
 
 def test_the_date_is_utc_in_seconds(path: Path) -> None:
@@ -73,12 +75,29 @@ def test_the_date_is_utc_in_seconds(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tamper", "line"), [(changed, 3), (deleted_first, 1), (deleted_inner, 2), (swapped, 2), (doubled, 2)]
+    ("tamper", "line"), [(deleted_first, 1), (deleted_inner, 2), (swapped, 2), (doubled, 2), (sealed_anew, 3)]
 )
 def test_verify_names_the_line_that_does_not_follow(path: Path, tamper: Callable[[Lines], Lines], line: int) -> None:
     path.write_bytes(b"".join(tamper(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(StoreError, match=rf"ledger\.jsonl, line {line}: the chain is broken"):
         ledger.verify(path)
+
+
+def test_verify_names_the_line_with_any_bit_flipped(path: Path) -> None:
+    whole = path.read_bytes()
+    starts = [0, *(k + 1 for k, byte in enumerate(whole) if byte == ord(b"\n"))]
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        line = max(k for k, start in enumerate(starts, start=1) if start <= place)
+        with pytest.raises(StoreError, match=rf"line {line}: "):
+            ledger.verify(path)
+
+
+def test_the_newest_entry_of_a_source(path: Path) -> None:
+    newest = ledger.last(path, "a")
+    assert newest == ledger.read(path)[2]
+    assert ledger.last(path, "c") is None
+    assert ledger.last(path.with_name("none"), "a") is None
 
 
 @pytest.mark.parametrize("left", range(1, 40, 13))

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import Json, file_sha256, read_tensors, write_tensors
+from tests.faults import Fault, failing_at, operations_of
 
 BACKBONE = {"weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "scale": torch.tensor(0.5)}
 METADATA: dict[str, Json] = {"kind": "closed_form", "levels": [0.1, 80.0], "inner": {"b": 1, "a": None}}
@@ -119,9 +119,11 @@ def test_the_ledger_is_written(store: Store) -> None:
     add(store, "a", 3.0)
     after = file_sha256(store.folder("a") / "compartment.safetensors")
     entries = ledger.read(store.path / "ledger.jsonl")
-    assert [(entry.event, entry.source) for entry in entries] == [("added", "b"), ("added", "a"), ("refitted", "a")]
-    assert entries[1].before is None
-    assert (entries[2].before, entries[2].after) == (before, after)
+    named = [("added", "public"), ("added", "b"), ("added", "a"), ("refitted", "a")]
+    assert [(entry.event, entry.source) for entry in entries] == named
+    assert entries[0].after == file_sha256(store.path / "store.json")
+    assert entries[2].before is None
+    assert (entries[3].before, entries[3].after) == (before, after)
     assert before != after
     ledger.verify(store.path / "ledger.jsonl")
 
@@ -260,7 +262,7 @@ def test_a_new_store_is_empty(tmp_path: Path) -> None:
 
 
 def test_sources_are_sorted_and_temporary_folders_are_none(store: Store) -> None:
-    store.folder("a").rename(store.folder(".a.tmp-1"))
+    store.folder("a").rename(store.folder(".x.tmp-1"))
     store.folder("no-card").mkdir()
     add(store, "digit0", 0.0)
     assert store.sources() == ["b", "digit0"]
@@ -288,80 +290,54 @@ def test_an_empty_store_has_no_source_to_choose(tmp_path: Path) -> None:
         new_store(tmp_path / "store").choose("all")
 
 
-@pytest.mark.parametrize("name", ["../a", "A", "", ".a", "1", "a/b", "a\n"])
+@pytest.mark.parametrize("name", ["../a", "A", "", ".a", "1", "a/b", "a\n", "public"])
 def test_a_source_is_a_name_and_no_path(store: Store, name: str) -> None:
     with pytest.raises(BadInput, match=r"is no name of a source"):
         store.write_compartment({}, dataclasses.replace(card(store, "a"), source=name))
 
 
-class Cut(Exception):
-    """What the tests raise in place of a rename."""
+@pytest.mark.parametrize("source", ["a", "c"], ids=["replace", "add"])
+def test_a_cut_write_is_undone_or_finished(store: Store, tmp_path: Path, source: str) -> None:
+    before, whole = contents(store.path), Store(Path(shutil.copytree(store.path, tmp_path / "whole")))
+    operations = operations_of(lambda: add(whole, source, 5.0))
+    after, seen = contents(whole.path), set()
+    for k in range(operations):
+        mine = Store(Path(shutil.copytree(store.path, tmp_path / str(k))))
+        with failing_at(k), pytest.raises(Fault):
+            add(mine, source, 5.0)
+        found = contents(Store.open(mine.path).path)
+        assert found in (before, after)
+        seen.add(found == after)
+        newest = ledger.last(mine.path / "ledger.jsonl", source)
+        held = file_sha256(mine.folder(source) / "compartment.safetensors") if mine.has_compartment(source) else None
+        assert held == (newest.after if newest else None)
+        add(mine, source, 5.0)
+        assert contents(mine.path) == after
+        ledger.verify(mine.path / "ledger.jsonl")
+    assert seen == {True, False}
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, call: int, dead: bool) -> Callable[[], int]:
-    """Make rename number `call` (from 0) raise, and all that follows if `dead`; return how many were tried."""
-    tried = 0
-    rmtree = shutil.rmtree
+def test_a_full_disk_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:3])
+        raise OSError(28, "No space left on device")
 
-    def wrapped(rename: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
-        def counted(source: Path, target: Path) -> None:
-            nonlocal tried
-            tried += 1
-            if tried == call + 1 or (dead and tried > call):
-                raise Cut
-            rename(source, target)
-
-        return counted
-
-    def delete(folder: Path) -> None:
-        if dead and tried > call:
-            raise Cut
-        rmtree(folder)
-
-    monkeypatch.setattr(os, "rename", wrapped(os.rename))
-    monkeypatch.setattr(os, "replace", wrapped(os.replace))
-    monkeypatch.setattr(shutil, "rmtree", delete)
-    return lambda: tried
-
-
-@pytest.mark.parametrize("dead", [False, True], ids=["one call fails", "the process dies"])
-@pytest.mark.parametrize("existing", ["a", "c"], ids=["replace", "add"])
-def test_a_cut_write_leaves_the_store_as_it_was(store: Store, tmp_path: Path, existing: str, dead: bool) -> None:
     before = contents(store.path)
-    whole = new_store(tmp_path / "whole")
-    add(whole, existing, 5.0)
-    for call in range(2 if existing == "a" else 1):  # so many renames: test_the_cuts_above_cover_every_rename
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            cut(monkeypatch, call, dead)
-            with pytest.raises(Cut):
-                add(store, existing, 5.0)
-        reopened = Store.open(store.path)
-        assert reopened.sources() == ["a", "b"]
-        seen = {name: data for name, data in contents(store.path).items() if not name.startswith("compartments/.")}
-        assert seen == before
-    add(store, existing, 5.0)
-    assert contents(store.folder(existing)) == contents(whole.folder(existing))
-    assert visible(store) == sorted({"a", "b", existing})
+    monkeypatch.setattr("cdm_lightning.exchange.write_synced", full)
+    with pytest.raises(OSError, match="No space left"):
+        add(store, "a", 5.0)
+    assert contents(store.path) == before
 
 
-def test_the_cuts_above_cover_every_rename(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = cut(monkeypatch, 10**6, dead=False)
-    add(store, "c", 5.0)
-    assert tried() == 1
-    add(store, "a", 5.0)
-    assert tried() == 3
-
-
-@pytest.mark.parametrize("call", [0, 1])
-def test_a_cut_backbone_is_no_store_and_the_next_write_mends_it(tmp_path: Path, call: int) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        cut(monkeypatch, call, dead=False)
-        with pytest.raises(Cut):
-            new_store(tmp_path / "cut")
-    assert not Store(tmp_path / "cut").has_backbone()
-    new_store(tmp_path / "cut")
-    new_store(tmp_path / "whole")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+def test_a_cut_backbone_is_no_store_and_the_next_write_mends_it(tmp_path: Path) -> None:
+    operations = operations_of(lambda: new_store(tmp_path / "whole"))
+    for k in range(operations - 1):  # the last one is the clean-up of a name that is gone
+        with failing_at(k), pytest.raises(Fault):
+            new_store(tmp_path / str(k))
+        assert not Store(tmp_path / str(k)).has_backbone()
+        new_store(tmp_path / str(k))
+        found = contents(tmp_path / str(k))
+        assert {name: data for name, data in found.items() if ".tmp-" not in name} == contents(tmp_path / "whole")
 
 
 def test_a_write_waits_for_another_write(store: Store) -> None:
@@ -381,6 +357,9 @@ def test_a_deleted_compartment_does_not_come_back(store: Store) -> None:
     store.folder("a").rename(old)
     assert Store.open(store.path).sources() == ["b"]
     assert not old.exists()
+    newest = ledger.last(store.path / "ledger.jsonl", "a")
+    assert newest is not None
+    assert newest.event == "forgotten"
 
 
 def test_compartments_do_not_depend_on_other_sources(store: Store, tmp_path: Path) -> None:
