@@ -104,9 +104,10 @@ def run_sample(arguments: list[str]) -> None:
     config = parser.parse_args(arguments)
     _check_json(config.json)
     from cdm_lightning.generation import Settings, generate
+    from cdm_lightning.source_choice import chosen_sources
 
     settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
-    report = generate(Path(config.store), config.sources, settings, Path(config.out))
+    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out))
     print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
 
@@ -114,10 +115,11 @@ def run_sample(arguments: list[str]) -> None:
 def sample_parser() -> Parser:
     """Return the parser of `sample`."""
     from cdm_lightning.generation import Settings
+    from cdm_lightning.source_choice import add_source_options
 
     parser = new_parser("sample", "Sample images from chosen sources of a store, with each image's credits.")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    add_source_options(parser)
     parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     parser.add_class_arguments(Settings)

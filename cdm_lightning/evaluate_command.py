@@ -32,6 +32,7 @@ from cdm_lightning.metrics import score_name
 from cdm_lightning.outputs import note_output
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.proportions import confusion_of, proportions
+from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import RUNS, Store
 from cdm_lightning.stratification import class_counts, quotas
 from cdm_lightning.tensor_files import write_atomic
@@ -51,7 +52,7 @@ def evaluate_parser() -> Parser:
     """Return the parser of `evaluate`."""
     parser = new_parser("evaluate", "Compare every way to sample from a store, and other stores, in one table.")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    add_source_options(parser)
     parser.add_argument(
         "--out", type=str, required=True, help="folder for the tables, samples.png, and the rows as they come"
     )
@@ -107,7 +108,9 @@ def evaluate(config: Any) -> dict[str, Any]:
     """
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
-    sources = store.choose(config.sources)
+    sources = chosen_sources(config)
+    if config.user is not None and config.against:
+        raise BadInput("--against reads other stores, of which --policy says nothing: leave it out, or --user")
     names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
     classifier = kept / CLASSIFIER_FILE
     models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)

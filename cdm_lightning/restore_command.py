@@ -30,6 +30,7 @@ from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
 from cdm_lightning.seeding import generator, normal, uniform
+from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.versions import versions
@@ -51,7 +52,7 @@ def restore_parser() -> Parser:
     )
     parser.add_argument("images", type=str, nargs="+", help="PNG or JPEG files, or folders of them")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    add_source_options(parser)
     parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
     parser.add_argument(
         "--mask",
@@ -95,10 +96,10 @@ def restore_images(config: Any) -> dict[str, Any]:
     check(config)
     settings = Settings(n=config.n, **{name: config[name] for name in SHARED})
     store = Store.open(Path(config.store))
-    store.choose(config.sources)
+    sources = chosen_sources(config)
     names, images = read_images(config.images, store.info.image_shape)
     known = ~read_mask(config.mask, store.info.image_shape)
-    compartments = open_compartments(store, config.sources, sigma_switch=None, device=settings.device)
+    compartments = open_compartments(store, sources, sigma_switch=None, device=settings.device)
     restorer = Restorer(compartments, known.to(settings.device), config.sigma or 0.0, settings, config.strategy)
     note_output(store.runs, Path(config.out), compartments)
     results = [

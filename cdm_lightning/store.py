@@ -245,6 +245,11 @@ class Store:
         newest = ledger.last(self.path / LEDGER, source)
         return newest.date if newest is not None and newest.event == "forgotten" else None
 
+    def gone(self) -> list[str]:
+        """Return the sources that were forgotten and did not come again, sorted."""
+        newest = {entry.source: entry.event for entry in ledger.read(self.path / LEDGER)}
+        return sorted(source for source, event in newest.items() if event == "forgotten")
+
     def compartments_sha256(self) -> dict[str, str]:
         """Return the sha256 of compartment.safetensors by source."""
         return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in self.sources()}

@@ -13,6 +13,7 @@ from cdm_lightning.measurement import COMPOSED, measure, report
 from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.text_tables import aligned
@@ -30,7 +31,7 @@ def validate_parser() -> Parser:
     """Return the parser of `validate`."""
     parser = new_parser("validate", "Measure the composed model of chosen sources, and each of them, on their images.")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--sources", type=str | list[str], required=True, help="all, or a list: '[cat, dog]'")
+    add_source_options(parser)
     add_image_options(parser)
     parser.add_argument(
         "--extractor",
@@ -67,7 +68,7 @@ def validate(config: Any) -> dict[str, Any]:
         BadInput: the store, a source, the held-out images or a setting cannot be used.
     """
     store = Store.open(Path(config.store))
-    sources, record = store.choose(config.sources), fit_record(store)
+    sources, record = chosen_sources(config), fit_record(store)
     settings = settings_of(config, record)
     root, exclude = place_of_images(config, record, store)
     held_out = heldout_images(store, sources, root, exclude)

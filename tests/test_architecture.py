@@ -54,6 +54,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "packing",
         "forgetting",
         "verification",
+        "access",
+        "source_choice",
         "store_commands",
         "fit_record",
         "source_forms",

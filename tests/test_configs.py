@@ -63,7 +63,7 @@ def test_the_working_folder_and_the_named_folder_come_first(tmp_path: Path, monk
         (["fit", "--model.guide", "open_form"], "Expected a one of ['closed_form', 'none']. Got value: open_form"),
         (["fit", "--model.backbone.class_path", "os.system"], "'os.system' is outside the allowed packages"),
         (["shards", "--from", "digit", "--out", "x"], "Expected a one of"),
-        (["sample", "--store", "x", "--out", "y"], "required: sources"),
+        (["sample", "--store", "x", "--out", "y"], "no source chosen: say --sources all"),
         (["sampel"], "unknown command 'sampel'; did you mean 'sample'?"),
         (["store", "lists", "--store", "x"], "store needs an action"),
     ],

@@ -1,0 +1,41 @@
+"""Which sources a command line chooses: `--sources`, or what a policy grants to `--user`."""
+
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.access import Policy
+from cdm_lightning.errors import BadInput
+from cdm_lightning.parser import Parser
+from cdm_lightning.store import Store
+
+
+def add_source_options(parser: Parser) -> None:
+    """Add `--sources`, `--user` and `--policy`."""
+    parser.add_argument(
+        "--sources", type=str | list[str] | None, default=None, help="all, or a list: '[cat, dog]'; or --user"
+    )
+    parser.add_argument("--user", type=str | None, default=None, help="for whom: what --policy grants, or less")
+    parser.add_argument("--policy", type=str | None, default=None, help="YAML file of access rights")
+
+
+def chosen_sources(config: Any) -> list[str]:
+    """Return the sources that a parsed command line chooses of its store.
+
+    Raises:
+        BadInput: none is chosen, one does not exist, or the policy does not grant it.
+    """
+    if (config.user is None) != (config.policy is None):
+        raise BadInput("--user and --policy belong together: name both, or --sources alone")
+    if config.user is None and config.sources is None:
+        raise BadInput("no source chosen: say --sources all, --sources '[cat, dog]', or --user NAME --policy FILE")
+    store = Store.open(Path(config.store))
+    if config.user is None:
+        return store.choose(config.sources)
+    granted = Policy.read(Path(config.policy), store.sources(), store.gone()).granted(config.user)
+    if config.sources in (None, "all"):
+        return granted
+    chosen = store.choose(config.sources)
+    for source in chosen:
+        if source not in granted:
+            raise BadInput(f"{config.policy} does not grant source '{source}' to user '{config.user}'")
+    return chosen
