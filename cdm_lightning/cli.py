@@ -32,8 +32,7 @@ commands:
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
   forget    remove every trace of a source from a store, and say what is out of reach
-  store     list what a store holds (store list), show one compartment (store show SOURCE), or check every
-            byte of it (store verify)
+  store     list and show what a store holds, check every byte of it, export its backbone, add a compartment
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
 """
@@ -174,34 +173,10 @@ def run_forget(arguments: list[str]) -> None:
 
 
 def run_store(arguments: list[str]) -> None:
-    """`store list`, `store show SOURCE` and `store verify`."""
-    from cdm_lightning import store_commands
-    from cdm_lightning.store import Store
+    """`store ACTION`: see `cdm_lightning.store_command`."""
+    from cdm_lightning.store_command import run
 
-    action = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    parser = new_parser(f"store {action}".strip(), "List what a store holds, show a compartment, or check it.")
-    parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--json", type=str | None, default=None, help="also write the data to this file")
-    if action == "show":
-        parser.add_argument("source", type=str, help="the compartment to show")
-    if action not in ("list", "show", "verify"):
-        if not {"-h", "--help"} & set(arguments):
-            raise BadInput("store needs an action: `store list`, `store show SOURCE` or `store verify`")
-        action = "list"
-        arguments = ["list", *arguments]
-    config = parser.parse_args(arguments[1:])
-    _check_json(config.json)
-    store = Store.open(Path(config.store))
-    if action == "list":
-        print(store_commands.listing(store))
-        _write_json(config.json, store_commands.listing_data(store))
-    elif action == "show":
-        print(store_commands.details(store, config.source))
-        _write_json(config.json, store_commands.details_data(store, config.source))
-    else:
-        found = store_commands.verification_data(store)
-        _write_json(config.json, found)
-        print(store_commands.verification(found))
+    run(arguments)
 
 
 def _check_json(path: str | None) -> None:

@@ -32,6 +32,7 @@ BACKBONE = "backbone.safetensors"
 COMPARTMENT = "compartment.safetensors"
 CARD = "card.json"
 README = "README.md"
+COMPARTMENT_FILES = (COMPARTMENT, CARD, README)
 RUNS = "runs"
 LEDGER = "ledger.jsonl"
 LOCK = "compartments.lock"
@@ -196,19 +197,8 @@ class Store:
             UnknownSource: the store has no compartment of that source.
             StoreError: it is damaged or was fitted on another backbone.
         """
-        card, own = self.read_card(source), self.info.backbone_sha256
-        if card.backbone_sha256 != own:
-            raise StoreError(
-                f"{self.folder(source)} was fitted on another backbone ({card.backbone_sha256[:12]}, here "
-                f"{own[:12]}): fit it again on this store's or add it to its own"
-            )
-        tensors, metadata = read_tensors(self.folder(source) / COMPARTMENT)
-        if metadata != bond(card):
-            raise StoreError(
-                f"{self.folder(source)} holds a card and tensors that do not belong together: restore it from a copy, "
-                "or fit it again with --refit"
-            )
-        return tensors, card
+        self.read_card(source)
+        return read_folder(self.folder(source), self.info.backbone_sha256)
 
     def has_compartment(self, source: str) -> bool:
         """Return whether every file of a compartment is there."""
@@ -227,6 +217,10 @@ class Store:
             CARD: card.to_json().encode(),
             README: model_card(card).encode(),
         }
+        self.put_files(source, files)
+
+    def put_files(self, source: str, files: Mapping[str, bytes]) -> None:
+        """Add or replace the files of a compartment, as a whole or not, and enter it in the ledger."""
         with ledger.locked(self.path / LOCK):
             exchange.put(self.folder(source), files, COMPARTMENT, self.path / LEDGER)
 
@@ -263,6 +257,27 @@ class Store:
     def _require(self, source: str, known: Sequence[str]) -> None:
         if source not in known:
             raise UnknownSource(source, known, f"the store {self.path}")
+
+
+def read_folder(folder: Path, backbone_sha256: str) -> tuple[dict[str, "Tensor"], Card]:
+    """Return the tensors and the card in the folder of a compartment.
+
+    Raises:
+        StoreError: it is damaged or was fitted on another backbone than this one.
+    """
+    card = Card.read(folder / CARD)
+    if card.backbone_sha256 != backbone_sha256:
+        raise StoreError(
+            f"{folder} was fitted on another backbone ({card.backbone_sha256[:12]}, here {backbone_sha256[:12]}): fit "
+            "it again on this store's or add it to its own"
+        )
+    tensors, metadata = read_tensors(folder / COMPARTMENT)
+    if metadata != bond(card):
+        raise StoreError(
+            f"{folder} holds a card and tensors that do not belong together: restore it from a copy, or fit it again "
+            "with --refit"
+        )
+    return tensors, card
 
 
 def check_name(source: str) -> None:

@@ -9,11 +9,23 @@ from dataclasses import asdict
 from cdm_lightning import ledger
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import StoreError
-from cdm_lightning.store import BACKBONE, CARD, COMPARTMENT, INFO, LEDGER, LOCK, PUBLIC, README, RUNS, Store, bond
+from cdm_lightning.store import (
+    BACKBONE,
+    CARD,
+    COMPARTMENT,
+    COMPARTMENT_FILES,
+    INFO,
+    LEDGER,
+    LOCK,
+    PUBLIC,
+    README,
+    RUNS,
+    Store,
+    bond,
+)
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
 EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS)
-FILES = (COMPARTMENT, CARD, README)
 
 
 def faults(store: Store) -> list[str]:
@@ -86,7 +98,7 @@ def _extra(store: Store) -> Iterator[str]:
     places = [path for path in store.path.iterdir() if path.name not in EXPECTED]
     for folder in (store.path / "compartments").iterdir():
         inside = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else [folder]
-        places += [path for path in inside if path.name not in FILES or path.is_symlink()]
+        places += [path for path in inside if path.name not in COMPARTMENT_FILES or path.is_symlink()]
     places += [path for path in store.path.iterdir() if path.is_symlink()]
     for path in sorted(set(places)):
         yield f"{path} does not belong to the store"

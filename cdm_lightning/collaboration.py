@@ -1,0 +1,134 @@
+"""Working together without sharing data: the frozen backbone goes out, an owner fits at home, the compartment comes in.
+
+A compartment from elsewhere is data of a stranger: it is read as tensors and JSON, never as code, and only taken if
+hashes, card, lineage and shapes are those of a compartment on this very backbone.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cdm_lightning.card import Card
+from cdm_lightning.compartment import Compartment
+from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.packing import unpack_backbone, unpack_compartment
+from cdm_lightning.public import Public
+from cdm_lightning.store import COMPARTMENT_FILES, Store, check_name, read_folder
+
+Taken = Literal["added", "replaced", "up to date"]
+ROUNDING = 1e-3  # of what must be one, in float32
+
+
+def export_backbone(store: Store, out: Path) -> Store:
+    """Write a store with the same backbone, and all else that was fitted on `public`, and no compartment.
+
+    Raises:
+        StoreError: there is another store at `out`.
+    """
+    if (out / "store.json").exists() and Store.open(out).info != store.info:
+        raise StoreError(f"{out} holds a store with another backbone: choose another folder")
+    tensors, metadata = store.read_backbone()
+    info, exported = store.info, Store.create(out)
+    if not exported.has_backbone():
+        exported.write_backbone(
+            tensors,
+            metadata,
+            image_shape=info.image_shape,
+            sigma_range=info.sigma_range,
+            public_sha256=info.public_data_sha256,
+        )
+    return exported
+
+
+def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[str, Taken]:
+    """Take a compartment that was fitted elsewhere on this store's backbone; its bytes stay what they are.
+
+    Args:
+        store: takes it.
+        folder: the compartment, `STORE/compartments/SOURCE` of the other store.
+        replace: whether it may take the place of another one of the same source.
+
+    Returns:
+        The name of the source, and what was done.
+
+    Raises:
+        BadInput: it is no compartment of this backbone, or its place is taken.
+    """
+    files = _files(folder)
+    tensors, card = read_folder(folder, store.info.backbone_sha256)
+    check_name(card.source)
+    backbone, public = unpack_backbone(*store.read_backbone())
+    try:
+        compartment = unpack_compartment(tensors, card, backbone)
+    except (KeyError, IndexError, ValueError, RuntimeError, StopIteration, TypeError) as error:
+        raise StoreError(
+            f"{folder} does not hold the tensors that its card describes ({error}): fit it again"
+        ) from error
+    for fault in _faults(card, compartment, public, store):
+        raise StoreError(f"{folder} is no compartment of this store's backbone: {fault}; fit it again")
+    if card.source in store.sources():
+        if all((store.folder(card.source) / name).read_bytes() == data for name, data in files.items()):
+            return card.source, "up to date"
+        if not replace:
+            raise BadInput(
+                f"the store has another compartment of source '{card.source}': --replace puts this one there"
+            )
+        store.put_files(card.source, files)
+        return card.source, "replaced"
+    store.put_files(card.source, files)
+    return card.source, "added"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of the three files of a compartment.
+
+    Raises:
+        StoreError: a file is missing, too many, or a link.
+    """
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    if [path.name for path in found] != sorted(COMPARTMENT_FILES) or any(path.is_symlink() for path in found):
+        raise StoreError(
+            f"{folder} is no compartment: expected a folder with {', '.join(COMPARTMENT_FILES)} and nothing else; "
+            "name STORE/compartments/SOURCE of the store it was fitted into"
+        )
+    return {path.name: path.read_bytes() for path in found}
+
+
+def _faults(card: Card, compartment: Compartment, public: Public, store: Store) -> Iterator[str]:
+    if card.image_shape != store.info.image_shape:
+        yield f"its images have the shape {card.image_shape}, here {store.info.image_shape}"
+    if card.n < 1 or sum(card.class_counts.values()) != card.n:
+        yield f"its classes have {sum(card.class_counts.values())} images, its card says {card.n}"
+    forms = [compartment.closed_form, *(own.closed_form for own in compartment.classes.values())]
+    yield from (fault for form in forms for fault in _form_faults(form, public.rank))
+    if compartment.prompt is not None:
+        for name, tensor in compartment.prompt.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                yield f"its prompt holds a number that is not finite, in {name}"
+
+
+def _form_faults(form: Gaussians, rank: int) -> Iterator[str]:
+    """Yield what a closed form of this rank cannot be."""
+    clusters, dimension = len(form.log_share), form.shape[0] * form.shape[1] * form.shape[2]
+    kept = min(rank, dimension - 1)
+    expected = {
+        "log_share": (clusters,),
+        "mean": (clusters, dimension),
+        "basis": (clusters, dimension, kept),
+        "variance": (clusters, kept),
+        "rest": (clusters,),
+    }
+    for name, tensor in form.tensors().items():
+        if tuple(tensor.shape) != expected[name]:
+            yield f"its closed form has {name} of shape {tuple(tensor.shape)}, expected {expected[name]}"
+            return
+        if not bool(torch.isfinite(tensor).all()):
+            yield f"its closed form holds a number that is not finite, in {name}"
+            return
+    if abs(float(form.log_share.exp().sum()) - 1) > ROUNDING:
+        yield "the shares of its clusters do not add up to 1"
+    if bool((form.rest < 0).any()) or bool((form.variance < 0).any()):
+        yield "its closed form has a negative variance"
