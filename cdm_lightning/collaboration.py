@@ -64,10 +64,10 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     try:
         compartment = unpack_compartment(tensors, card, backbone)
     except (KeyError, IndexError, ValueError, RuntimeError, StopIteration, TypeError) as error:
-        raise StoreError(
-            f"{folder} does not hold the tensors that its card describes ({error}): fit it again"
-        ) from error
-    for fault in _faults(card, compartment, public, store):
+        why = " ".join(str(error).split())
+        raise StoreError(f"{folder} does not hold the tensors that its card describes ({why}): fit it again") from error
+    fault = next(_faults(card, compartment, public, store), None)
+    if fault is not None:
         raise StoreError(f"{folder} is no compartment of this store's backbone: {fault}; fit it again")
     if card.source in store.sources():
         if all((store.folder(card.source) / name).read_bytes() == data for name, data in files.items()):
