@@ -32,6 +32,8 @@ commands:
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
   forget    remove every trace of a source from a store, and say what is out of reach
+  verify-forgotten
+            check that a source is gone from a store, as if it had never been there
   store     list and show what a store holds, check every byte of it, export its backbone, add a compartment
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
@@ -49,6 +51,7 @@ def main(arguments: list[str]) -> int:
         "validate": run_validate,
         "evaluate": run_evaluate,
         "forget": run_forget,
+        "verify-forgotten": run_verify_forgotten,
         "store": run_store,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -170,6 +173,20 @@ def run_forget(arguments: list[str]) -> None:
     report = forget(config)
     print(receipt(report))
     _write_json(config.json, report)
+
+
+def run_verify_forgotten(arguments: list[str]) -> None:
+    """`verify-forgotten`: see `cdm_lightning.verify_forgotten`; only `--retrain` imports torch."""
+    from cdm_lightning.verify_forgotten import as_json
+    from cdm_lightning.verify_forgotten_command import said, verify_forgotten, verify_forgotten_parser
+
+    config = verify_forgotten_parser().parse_args(arguments)
+    _check_json(config.json)
+    if config.retrain:
+        _silence_libraries()
+    checks = verify_forgotten(config)
+    _write_json(config.json, as_json(checks))
+    print(said(checks, config.source))
 
 
 def run_store(arguments: list[str]) -> None:

@@ -118,6 +118,8 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
             train(recipe, module, data, folder, card.steps, asdict(card))
         compartment = module.compartments[phase.source]
     if is_rank_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save_config(phase, folder)
         store.write_compartment(pack_compartment(compartment), card)
         discard_checkpoint(folder)
         clock.save(folder)
