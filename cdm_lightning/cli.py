@@ -165,13 +165,20 @@ def run_evaluate(arguments: list[str]) -> None:
 
 
 def run_forget(arguments: list[str]) -> None:
-    """`forget`: see `cdm_lightning.forgetting`; neither torch nor lightning is imported."""
+    """`forget`: see `cdm_lightning.forgetting`; torch and lightning are only imported to fit a source again."""
     from cdm_lightning.forget_command import forget, forget_parser, receipt
 
     config = forget_parser().parse_args(arguments)
     _check_json(config.json)
-    report = forget(config)
-    print(receipt(report))
+    if config.sample is None and config.list is None:
+        report = forget(config)
+        print(receipt(report))
+    else:
+        from cdm_lightning.forget_samples_command import forget_samples, receipt_of_samples
+
+        _silence_libraries()
+        report = forget_samples(config)
+        print(receipt_of_samples(report))
     _write_json(config.json, report)
 
 

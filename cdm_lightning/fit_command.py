@@ -16,6 +16,7 @@ from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
 from cdm_lightning.sampling import Method
+from cdm_lightning.store import EXCLUSIONS
 from cdm_lightning.trainer_checks import check_trainer
 from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
@@ -140,7 +141,9 @@ class ConfiguredRecipe:
     def data(self) -> ShardDataModule:
         """Return a new data module."""
         settings = dict(vars(self.config.data))
-        return ShardDataModule(from_=settings.pop("from"), **settings, seed=self.config.seed)
+        data = ShardDataModule(from_=settings.pop("from"), **settings, seed=self.config.seed)
+        data.forgotten = Path(self.config.store) / EXCLUSIONS
+        return data
 
     def trainer(self, phase: Phase, folder: Path, max_steps: int) -> Trainer:
         """Return a new Trainer that logs and saves into `folder`."""

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cdm_lightning.errors import ShardError
+from cdm_lightning.errors import BadInput, ShardError
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import Forgotten, forget_source
 from cdm_lightning.parser import Parser, new_parser
-from cdm_lightning.store import Store
+from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.text_tables import aligned
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -23,7 +23,10 @@ def forget_parser() -> Parser:
     """Return the parser of `forget`."""
     parser = new_parser("forget", "Remove every trace of a source from a store, and say what is out of reach.")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--source", type=str, required=True, help="the source to forget")
+    parser.add_argument("--source", type=str | None, default=None, help="the source to forget, or that of the samples")
+    parser.add_argument("--sample", type=list[str] | None, default=None, help="keys of samples to forget: '[a-1, a-2]'")
+    parser.add_argument("--list", type=str | None, default=None, help="file of keys of samples to forget, one a line")
+    parser.add_argument("--everywhere", action="store_true", help="forget the same images in other sources too")
     parser.add_argument(
         "--root", type=str | None, default=None, help="folder of the shards; by default that of the fit"
     )
@@ -38,6 +41,8 @@ def forget(config: Any) -> dict[str, Any]:
     Raises:
         BadInput: the store or the source cannot be used.
     """
+    if config.source is None:
+        raise BadInput("nothing to forget is named: --source SOURCE, --sample '[KEY, ...]' or --list FILE of keys")
     store = Store.open(Path(config.store))
     recorded = fit_record(store).root if config.root is None else config.root
     root = None if recorded is None else Path(recorded)
@@ -47,16 +52,18 @@ def forget(config: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "dry_run": config.dry_run,
         **asdict(forgotten),
-        "out_of_reach": out_of_reach(forgotten, root),
+        "out_of_reach": out_of_reach(store, forgotten, root),
         "public": public_overlap(config.source, root),
     }
 
 
-def out_of_reach(forgotten: Forgotten, root: Path | None) -> list[dict[str, str]]:
+def out_of_reach(store: Store, forgotten: Forgotten, root: Path | None) -> list[dict[str, str]]:
     """Return what is left of a source outside the store's compartments and runs, and what to do about it."""
     shards = [] if root is None or not (root / forgotten.source).exists() else [root / forgotten.source]
     left = [(str(path), "its shards: delete them, or a later fit learns it again") for path in shards]
     left += [(path, NOT_REMOVED) for path in forgotten.outputs]
+    if (store.path / EXCLUSIONS / f"{forgotten.source}.json").exists():
+        left.append((f"{EXCLUSIONS}/{forgotten.source}.json", "keyed hashes of its samples that were forgotten before"))
     left.append(("ledger.jsonl", "its name and the hashes of its compartment stay, as the proof of what happened"))
     return [{"path": path, "why": why} for path, why in left]
 

@@ -34,6 +34,7 @@ CARD = "card.json"
 README = "README.md"
 COMPARTMENT_FILES = (COMPARTMENT, CARD, README)
 RUNS = "runs"
+EXCLUSIONS = "exclusions"
 LEDGER = "ledger.jsonl"
 LOCK = "compartments.lock"
 INFO = "store.json"

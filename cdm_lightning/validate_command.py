@@ -14,7 +14,7 @@ from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.source_choice import add_source_options, chosen_sources
-from cdm_lightning.store import Store
+from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.text_tables import aligned
 from cdm_lightning.validation import VALIDATION_IMAGES
@@ -124,6 +124,7 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
     """
     channels, size, _ = store.info.image_shape
     data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
+    data.forgotten = store.path / EXCLUSIONS
     there = set(data.available_sources())
     chosen = [source for source in sources if source in there]
     for source in chosen:

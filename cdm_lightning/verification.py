@@ -14,6 +14,7 @@ from cdm_lightning.store import (
     CARD,
     COMPARTMENT,
     COMPARTMENT_FILES,
+    EXCLUSIONS,
     INFO,
     LEDGER,
     LOCK,
@@ -25,7 +26,7 @@ from cdm_lightning.store import (
 )
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
-EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS)
+EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, EXCLUSIONS)
 
 
 def faults(store: Store) -> list[str]:

@@ -46,17 +46,12 @@ def verify_forgotten(config: Any) -> list[Check]:
 
 
 def _fit(config_file: Path, into: Store, source: str, root: str) -> None:
-    """Fit one source as its saved configuration says, from these shards, without logs and measurements."""
-    from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
-    from cdm_lightning.fitting import fit
+    """Fit one source as its saved configuration says, without logs and measurements."""
+    from cdm_lightning.refit import QUIET, refit
 
     if not config_file.is_file():
         raise BadInput(f"{config_file} is missing, so nobody knows how '{source}' was fitted: use --against instead")
-    quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none"]
-    where = ["--store", str(into.path), "--data.root", root, "--data.sources", f"[{source}]"]
-    parser = fit_parser()
-    config = parser.parse_args(["--config", str(config_file), *where, *quiet])
-    fit(ConfiguredRecipe(parser, config), into.path)
+    refit(config_file, into.path, source, root, *QUIET)
 
 
 def said(checks: list[Check], source: str) -> str:

@@ -1,5 +1,11 @@
-"""The list of samples that are not used."""
+"""Samples that are not used: a file of keys, and what a store has forgotten, as keyed hashes."""
 
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from cdm_lightning.errors import BadInput
@@ -25,3 +31,53 @@ def read_keys(path: Path) -> frozenset[str]:
         if not is_key(key):
             raise BadInput(f"exclude: {key!r} in '{path}' is no key: keys have only letters, digits, _ and -")
     return keys
+
+
+def forgotten_keys(folder: Path, source: str, keys: Iterable[str]) -> frozenset[str]:
+    """Return those of a source's keys that were forgotten.
+
+    Args:
+        folder: where `SOURCE.json` lists what was forgotten, as keyed hashes.
+        source: the source.
+        keys: of its samples.
+
+    Raises:
+        BadInput: the list is damaged.
+    """
+    secret, hashes = _forgotten(folder, source)
+    return frozenset(key for key in keys if _keyed_hash(secret, key) in hashes) if hashes else frozenset()
+
+
+def add_forgotten(folder: Path, source: str, keys: Iterable[str]) -> None:
+    """Add keys to the list of what was forgotten of a source, which holds neither keys nor pictures.
+
+    Raises:
+        BadInput: the list is damaged.
+    """
+    secret, hashes = _forgotten(folder, source)
+    secret = secret or secrets.token_hex(32)
+    hashes = hashes | {_keyed_hash(secret, key) for key in keys}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{source}.json.tmp"
+    temporary.write_text(json.dumps({"secret": secret, "samples": sorted(hashes)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / f"{source}.json")
+
+
+def _forgotten(folder: Path, source: str) -> tuple[str, frozenset[str]]:
+    """Return the secret of a list and its keyed hashes; none, if there is no list."""
+    path = folder / f"{source}.json"
+    if not path.exists():
+        return "", frozenset()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return str(values["secret"]), frozenset(map(str, values["samples"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path} is damaged ({error}): restore it from a copy; without it, samples that were forgotten would be "
+            "learned again"
+        ) from error
+
+
+def _keyed_hash(secret: str, key: str) -> str:
+    """Return a hash of a key that only who knows the secret of this list can compute (HMAC-SHA256)."""
+    return hmac.new(bytes.fromhex(secret), key.encode(), hashlib.sha256).hexdigest()

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from cdm_lightning.errors import BadInput, UnknownSource
 from datamodules import manifest as manifests
 from datamodules.agreement import check_agreement, check_shape
-from datamodules.exclusions import read_keys
+from datamodules.exclusions import forgotten_keys, read_keys
 from datamodules.manifest import MANIFEST, Manifest, Sample, read_manifest, usable
 from datamodules.names import HELDOUT, PUBLIC, TRAIN, Part
 from datamodules.overlap import check_apart
@@ -46,6 +46,9 @@ class ShardDataModule(lightning.LightningDataModule):
         public_mix: share of every training batch of a source that is drawn from `public` instead.
         num_workers: number of processes that decode images; 0 decodes in the main process.
         seed: seed of the training order.
+
+    Attributes:
+        forgotten: folder that lists what a store has forgotten; those samples are not used either.
 
     Raises:
         BadInput: a value is out of range.
@@ -89,6 +92,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.split = split
         self.sources = sources
         self.exclude = exclude
+        self.forgotten: Path | None = None
         self.batch_size = batch_size
         self.public_mix = public_mix
         self.num_workers = num_workers
@@ -110,7 +114,7 @@ class ShardDataModule(lightning.LightningDataModule):
         names = [PUBLIC] * self.has_public() + self.chosen_sources()
         manifests = {name: self.manifest(name) for name in names}
         check_agreement(self.root, manifests, self.plan, self.split)
-        check_apart(self.root, manifests, self.excluded_keys())
+        check_apart(self.root, manifests, frozenset().union(*map(self.excluded_keys, manifests.values())))
 
     def _folders(self) -> list[str]:
         mend(self.root)
@@ -139,13 +143,16 @@ class ShardDataModule(lightning.LightningDataModule):
                 raise UnknownSource(source, known, str(self.root))
         return list(dict.fromkeys(chosen))
 
-    def excluded_keys(self) -> frozenset[str]:
-        """Return the keys that the file `exclude` lists; none without such a file.
+    def excluded_keys(self, manifest: Manifest) -> frozenset[str]:
+        """Return the keys that the file `exclude` lists, and those of a source's samples that were forgotten.
 
         Raises:
-            BadInput: the file is missing, or a line is no key.
+            BadInput: the file is missing, a line is no key, or the list of forgotten samples is damaged.
         """
-        return frozenset() if self.exclude is None else read_keys(Path(self.exclude))
+        listed = frozenset[str]() if self.exclude is None else read_keys(Path(self.exclude))
+        if self.forgotten is None:
+            return listed
+        return listed | forgotten_keys(self.forgotten, manifest.source, manifest.samples)
 
     def manifest(self, source: str) -> Manifest:
         """Return what the manifest of a source, or of `public`, says.
@@ -180,7 +187,8 @@ class ShardDataModule(lightning.LightningDataModule):
 
     def used(self, source: str, part: Part) -> dict[str, Sample]:
         """Return the samples of a part that are used, by key: not excluded, each content once."""
-        return usable(self.manifest(source), part, self.excluded_keys())
+        manifest = self.manifest(source)
+        return usable(manifest, part, self.excluded_keys(manifest))
 
     def data_sha256(self, source: str) -> str:
         """Return the hash of the key, content and label of every training sample that is used."""
@@ -198,7 +206,7 @@ class ShardDataModule(lightning.LightningDataModule):
             ShardError: the shards are not what the manifest or the settings say.
         """
         manifest = self._verify_files(source)
-        used = usable(manifest, part, self.excluded_keys())
+        used = usable(manifest, part, self.excluded_keys(manifest))
         batch = decode_batch(keep(all_samples(self.root / source, manifest), used.keys()), manifest.image)
         return batch["key"], batch["image"], batch["label"]
 

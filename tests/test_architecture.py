@@ -20,7 +20,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluate_command",
         "restore_command",
         "forget_command",
+        "forget_samples_command",
         "verify_forgotten_command",
+        "refit",
         "store_command",
         "given_images",
         "evaluation_images",
@@ -118,6 +120,7 @@ MAY_IMPORT_PACKAGES = (
     "validate_command",
     "evaluate_command",
     "forget_command",
+    "forget_samples_command",
     "given_images",
     "evaluation_images",
 )  # the only ones that know datamodules and callbacks

@@ -1,0 +1,162 @@
+"""`forget --sample`: single images leave; only the compartments that have learned them are fitted again.
+
+What was forgotten is listed in the store as keyed hashes, so no later fit uses it. A compartment that has learned an
+image is taken away with all its traces before it is fitted again: until then the store serves the other sources.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.fit_record import fit_record
+from cdm_lightning.forgetting import forget_source
+from cdm_lightning.store import EXCLUSIONS, Store
+from datamodules.exclusions import add_forgotten, read_keys
+from datamodules.manifest import MANIFEST, Manifest, read_manifest
+from datamodules.names import PUBLIC
+
+Keys = Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the samples are that shall be forgotten.
+
+    Attributes:
+        keys: by source, with all samples of the same content in that source.
+        elsewhere: samples of the same content that other sources hold, by source.
+        public: number of images of the same content in `public`.
+    """
+
+    keys: Keys
+    elsewhere: Keys
+    public: int
+
+
+def forget_samples(config: Any) -> dict[str, Any]:
+    """Forget the samples that a parsed command line names, and return the receipt.
+
+    Raises:
+        BadInput: a sample, the shards or the store cannot be used.
+    """
+    store = Store.open(Path(config.store))
+    root = config.root or fit_record(store).root
+    if root is None:
+        raise BadInput("the shards that hold the samples are not known: name their folder with --root")
+    wanted = frozenset(config.sample or ()) | (read_keys(Path(config.list)) if config.list else frozenset())
+    found = find(_manifests(Path(root)), wanted, config.source, config.everywhere)
+    forget = (
+        {} if config.dry_run else {source: _forget(store, root, source, keys) for source, keys in found.keys.items()}
+    )
+    return {
+        "store": str(store.path.absolute()),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dry_run": config.dry_run,
+        "samples": {source: sorted(keys) for source, keys in found.keys.items()},
+        "also_held_by": {source: sorted(keys) for source, keys in found.elsewhere.items()},
+        "in_public": found.public,
+        "shards": [str(Path(root) / source) for source in found.keys],
+        "sources": forget,
+    }
+
+
+def find(manifests: Mapping[str, Manifest], wanted: frozenset[str], source: str | None, everywhere: bool) -> Found:
+    """Return which sources hold samples, by key and by content.
+
+    Args:
+        manifests: of all sources, and of `public`.
+        wanted: keys.
+        source: only look for the keys in this one.
+        everywhere: forget the same content in other sources too.
+
+    Raises:
+        BadInput: a key is in no source.
+    """
+    sources = {name: manifest for name, manifest in manifests.items() if name != PUBLIC}
+    asked = {name: one for name, one in sources.items() if source in (None, name)}
+    by_key = {name: wanted & one.samples.keys() for name, one in asked.items()}
+    for key in sorted(wanted - frozenset().union(*by_key.values())):
+        known = [key for one in asked.values() for key in one.samples]
+        where = f"source '{source}'" if source else f"any source of {', '.join(sorted(asked))}"
+        raise BadInput(f"sample '{key}' is not in {where}{did_you_mean(key, known)}")
+    contents = frozenset(asked[name].samples[key].sha256 for name, keys in by_key.items() for key in keys)
+    by_content = {name: _of_content(one, contents) for name, one in sources.items()}
+    held = {name: keys for name, keys in by_content.items() if keys}
+    chosen = {name: keys for name, keys in held.items() if everywhere or by_key.get(name)}
+    elsewhere = {name: keys for name, keys in held.items() if name not in chosen}
+    public = manifests.get(PUBLIC)
+    return Found(chosen, elsewhere, 0 if public is None else len(_of_content(public, contents)))
+
+
+def _of_content(manifest: Manifest, contents: frozenset[str]) -> frozenset[str]:
+    return frozenset(key for key, sample in manifest.samples.items() if sample.sha256 in contents)
+
+
+def _manifests(root: Path) -> dict[str, Manifest]:
+    found = {path.parent.name: read_manifest(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))}
+    if not found:
+        raise BadInput(f"there are no shards below '{root}': name their folder with --root")
+    return found
+
+
+def _forget(store: Store, root: str, source: str, keys: Iterable[str]) -> dict[str, Any]:
+    """List samples of a source as forgotten, then fit its compartment again if it has learned one of them."""
+    start, exclusions = time.perf_counter(), store.path / EXCLUSIONS
+    recorded, pending = store.runs / "sources" / source / "config.yaml", exclusions / f"{source}.pending.yaml"
+    exclusions.mkdir(exist_ok=True)
+    if store.has_compartment(source) and not pending.exists():
+        if not recorded.is_file():
+            raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
+        shutil.copy(recorded, pending)
+    add_forgotten(exclusions, source, keys)
+    result: dict[str, Any] = {"removed": [], "before": None, "after": None}
+    if pending.exists():
+        from cdm_lightning.refit import recipe_of, refit
+
+        before = store.compartments_sha256().get(source)
+        learned = recipe_of(pending, store.path, source, root).data().data_sha256(source)
+        if before is None or store.read_card(source).data_sha256 != learned:
+            forgotten = forget_source(store, source)
+            result["removed"] = [asdict(trace) for trace in forgotten.removed]
+            refit(pending, store.path, source, root)
+        result |= {"before": before, "after": store.compartments_sha256()[source]}
+        pending.unlink()
+    for features in (store.runs / "sources" / source).glob("*.safetensors"):
+        features.unlink()  # of held-out images, with those that are forgotten now
+    return result | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def receipt_of_samples(report: dict[str, Any]) -> str:
+    """Return a receipt as text for people."""
+    verb = "would be forgotten" if report["dry_run"] else "forgotten"
+    lines = [f"samples of {report['store']}, {report['date']}"]
+    for source, keys in report["samples"].items():
+        lines.append(f"{verb}: {len(keys)} of source '{source}': {', '.join(keys)}")
+        done = report["sources"].get(source)
+        if done is not None:
+            lines.append(f"  {_said(done)}, {done['seconds']} s")
+    for source, keys in report["also_held_by"].items():
+        lines.append(f"not forgotten: source '{source}' holds the same images, {', '.join(keys)} (--everywhere)")
+    lines.append("out of reach:")
+    lines += [
+        f"  {place}: the images are still in its shards; no fit into this store uses them" for place in report["shards"]
+    ]
+    if report["in_public"]:
+        lines.append(f"public: it holds {report['in_public']} of these images, which the backbone was trained on")
+    return "\n".join(lines)
+
+
+def _said(done: Mapping[str, Any]) -> str:
+    if done["after"] is None:
+        return "the store has no compartment of it; no later fit will use them"
+    if done["before"] == done["after"]:
+        return "its compartment has not learned them: held-out or forgotten before"
+    before = "taken away before" if done["before"] is None else done["before"][:12]
+    return (
+        f"{len(done['removed'])} files removed, its compartment fitted again: sha256 {before} to {done['after'][:12]}"
+    )

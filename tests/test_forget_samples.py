@@ -1,0 +1,187 @@
+"""`forget --sample`. Oracles: bytes of a fit that excludes it, a search for key and hash, manifests made by hand."""
+
+import hashlib
+import hmac
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdm_lightning.cli import main
+from cdm_lightning.collaboration import export_backbone
+from cdm_lightning.errors import BadInput
+from cdm_lightning.forget_samples_command import find
+from cdm_lightning.store import Store
+from cdm_lightning.validate_command import heldout_images
+from cdm_lightning.verification import faults
+from datamodules.exclusions import add_forgotten, forgotten_keys
+from datamodules.manifest import ImageShape, Manifest, Sample, read_manifest, usable
+from tests.conftest import Fit
+from tests.faults import Fault, failing_at, operations_of
+from tests.test_forget import tree
+
+KINDS = {"none": (), "tokens": ("--model.compartment", "tokens", "--trainer.max_steps", "5")}
+SOURCES = ("digit0", "digit1")
+
+
+@pytest.fixture(scope="module")
+def stores(store: Path, fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a store of two digits of every kind; read them, do not change them."""
+    made = {}
+    for kind, options in KINDS.items():
+        made[kind] = export_backbone(Store.open(store), tmp_path_factory.mktemp(kind) / "store").path
+        assert fit(made[kind], "[digit0, digit1]", *options) == 0
+    return made
+
+
+@pytest.fixture
+def mine(stores: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stores["none"], tmp_path / "mine"))
+
+
+def keys_of(workplace: Path, source: str, part: Any) -> list[str]:
+    return list(usable(read_manifest(workplace / "shards" / source), part, frozenset()))
+
+
+def forget(store: Path, workplace: Path, *options: str) -> int:
+    return main(["forget", "--store", str(store), "--root", str(workplace / "shards"), *options])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_has_never_learned_it(
+    kind: str, stores: dict[str, Path], store: Path, fit: Fit, workplace: Path, tmp_path: Path
+) -> None:
+    mine, key = Path(shutil.copytree(stores[kind], tmp_path / "mine")), keys_of(workplace, "digit1", "train")[4]
+    assert forget(mine, workplace, "--sample", f"[{key}]", "--json", str(tmp_path / "receipt.json")) == 0
+    (tmp_path / "excluded").write_text(key + "\n")
+    never = export_backbone(Store.open(store), tmp_path / "never").path
+    options = ("--data.exclude", str(tmp_path / "excluded"), *KINDS[kind])
+    assert fit(never, "[digit0, digit1]", *options) == 0
+    assert tree(mine / "compartments") == tree(never / "compartments")
+    assert tree(mine / "compartments" / "digit0") == tree(stores[kind] / "compartments" / "digit0")
+    assert tree(mine / "compartments" / "digit1") != tree(stores[kind] / "compartments" / "digit1")
+    assert faults(Store.open(mine)) == []
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert (receipt["samples"], list(receipt["sources"])) == ({"digit1": [key]}, ["digit1"])
+    hashes = Store.open(stores[kind]).compartments_sha256(), Store.open(mine).compartments_sha256()
+    assert [receipt["sources"]["digit1"][when] for when in ("before", "after")] == [one["digit1"] for one in hashes]
+    sha256 = read_manifest(workplace / "shards" / "digit1").samples[key].sha256
+    assert [name for name, data in tree(mine).items() if key.encode() in data or sha256.encode() in data] == []
+    before = tree(mine / "compartments")
+    assert fit(mine, "[digit0, digit1]", *KINDS[kind]) == 0
+    assert tree(mine / "compartments") == before, "no later fit learns it again"
+
+
+def test_a_held_out_sample_is_no_longer_measured_with(mine: Path, workplace: Path, tmp_path: Path) -> None:
+    key, before = keys_of(workplace, "digit1", "heldout")[0], tree(mine / "compartments")
+    features = mine / "runs" / "sources" / "digit1" / "effnet-lite0-0.safetensors"
+    features.write_bytes(b"features")
+    count = len(heldout_images(Store.open(mine), ["digit1"], workplace / "shards", None)["digit1"])
+    assert forget(mine, workplace, "--sample", f"[{key}]", "--json", str(tmp_path / "receipt.json")) == 0
+    assert tree(mine / "compartments") == before
+    assert not features.exists()
+    assert len(heldout_images(Store.open(mine), ["digit1"], workplace / "shards", None)["digit1"]) == count - 1
+    done = json.loads((tmp_path / "receipt.json").read_text())["sources"]["digit1"]
+    assert done["before"] == done["after"] is not None
+
+
+def test_a_list_of_samples_of_two_sources(mine: Path, workplace: Path, tmp_path: Path) -> None:
+    keys = [keys_of(workplace, source, "train")[7] for source in SOURCES]
+    (tmp_path / "list").write_text("\n".join(keys))
+    before = Store.open(mine).compartments_sha256()
+    assert forget(mine, workplace, "--list", str(tmp_path / "list"), "--dry-run") == 0
+    assert Store.open(mine).compartments_sha256() == before
+    assert not (mine / "exclusions").exists()
+    assert forget(mine, workplace, "--list", str(tmp_path / "list")) == 0
+    after = Store.open(mine).compartments_sha256()
+    assert all(before[source] != after[source] for source in SOURCES)
+    again = tree(mine, "runs")
+    assert forget(mine, workplace, "--list", str(tmp_path / "list")) == 0
+    assert tree(mine, "runs") == again, "a second time it does nothing"
+
+
+def test_nothing_is_lost_wherever_it_is_cut(mine: Path, workplace: Path, tmp_path: Path) -> None:
+    key = keys_of(workplace, "digit1", "train")[4]
+    whole = Path(shutil.copytree(mine, tmp_path / "whole"))
+    operations = operations_of(lambda: forget(whole, workplace, "--sample", f"[{key}]"))
+    assert operations > 20
+    for k in range(0, operations, 5):
+        cut = Path(shutil.copytree(mine, tmp_path / f"cut{k}"))
+        with failing_at(k), pytest.raises(Fault):
+            forget(cut, workplace, "--sample", f"[{key}]")
+        assert faults(Store.open(cut)) == []
+        assert set(Store.open(cut).sources()) >= {"digit0"}
+        assert forget(cut, workplace, "--sample", f"[{key}]") == 0
+        assert tree(cut / "compartments") == tree(whole / "compartments")
+        assert [path.name for path in (cut / "exclusions").iterdir() if "tmp" not in path.name] == ["digit1.json"]
+        assert faults(Store.open(cut)) == []
+        shutil.rmtree(cut)
+
+
+def test_an_unknown_sample(mine: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, key = tree(mine), keys_of(workplace, "digit1", "train")[0]
+    assert forget(mine, workplace, "--sample", f"[{key}x]") == 2
+    assert f"sample '{key}x' is not in any source of digit0, digit1, " in capsys.readouterr().err
+    assert forget(mine, workplace, "--sample", f"[{key}]", "--source", "digit0") == 2
+    assert f"sample '{key}' is not in source 'digit0'" in capsys.readouterr().err
+    assert main(["forget", "--store", str(mine)]) == 2
+    assert "nothing to forget is named" in capsys.readouterr().err
+    assert tree(mine) == before
+
+
+# --- where a sample is
+
+
+def manifest(source: str, contents: dict[str, str]) -> Manifest:
+    samples = {key: Sample(content, "x", "train") for key, content in contents.items()}
+    return Manifest(source, "", ImageShape(8, 1), {}, samples)
+
+
+MANIFESTS = {
+    "ann": manifest("ann", {"a1": "sun", "a2": "moon", "a3": "sun"}),
+    "bob": manifest("bob", {"b1": "sun", "b2": "star"}),
+    "cid": manifest("cid", {"a1": "rain"}),
+    "public": manifest("public", {"p1": "moon", "p2": "moon"}),
+}
+
+
+def test_the_same_image_goes_under_every_key_of_its_source() -> None:
+    found = find(MANIFESTS, frozenset({"a3"}), None, everywhere=False)
+    assert found.keys == {"ann": {"a1", "a3"}}
+    assert found.elsewhere == {"bob": {"b1"}}
+    assert found.public == 0
+    everywhere = find(MANIFESTS, frozenset({"a3"}), None, everywhere=True)
+    assert everywhere.keys == {"ann": {"a1", "a3"}, "bob": {"b1"}}
+    assert everywhere.elsewhere == {}
+
+
+def test_a_key_that_two_sources_have_means_both_unless_one_is_named() -> None:
+    assert find(MANIFESTS, frozenset({"a1"}), None, False).keys == {"ann": {"a1", "a3"}, "cid": {"a1"}}
+    named = find(MANIFESTS, frozenset({"a1"}), "cid", False)
+    assert (named.keys, named.elsewhere) == ({"cid": {"a1"}}, {})
+
+
+def test_images_of_public_are_counted_and_its_keys_are_none() -> None:
+    assert find(MANIFESTS, frozenset({"a2"}), None, True).public == 2
+    with pytest.raises(BadInput, match="sample 'p1' is not in any source of ann, bob, cid"):
+        find(MANIFESTS, frozenset({"p1"}), None, True)
+
+
+def test_the_list_is_of_keyed_hashes(tmp_path: Path) -> None:
+    add_forgotten(tmp_path, "ann", ["a1"])
+    add_forgotten(tmp_path, "ann", ["a3", "a1"])
+    add_forgotten(tmp_path, "bob", ["a1"])
+    lists = [json.loads((tmp_path / f"{source}.json").read_text()) for source in ("ann", "bob")]
+    for values, keys in zip(lists, (["a1", "a3"], ["a1"]), strict=True):
+        secret = bytes.fromhex(values["secret"])
+        assert sorted(values["samples"]) == sorted(
+            hmac.new(secret, key.encode(), hashlib.sha256).hexdigest() for key in keys
+        )
+    assert lists[0]["secret"] != lists[1]["secret"]
+    assert forgotten_keys(tmp_path, "ann", ["a1", "a2", "a3"]) == {"a1", "a3"}
+    assert forgotten_keys(tmp_path, "cid", ["a1"]) == frozenset()
+    (tmp_path / "ann.json").write_text("{}")
+    with pytest.raises(BadInput, match="ann.json is damaged .* would be learned again"):
+        forgotten_keys(tmp_path, "ann", ["a1"])
