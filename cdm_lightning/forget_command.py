@@ -16,7 +16,7 @@ from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
 
 SHOWN = 12  # hex digits of a hash in the text
-NOT_REMOVED = "not removed: made with it; delete it if nobody may have it"
+NOT_REMOVED = "made with it, and not removed: delete it if nobody may have it"
 
 
 def forget_parser() -> Parser:
