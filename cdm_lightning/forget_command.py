@@ -24,7 +24,9 @@ def forget_parser() -> Parser:
     parser = new_parser("forget", "Remove every trace of a source from a store, and say what is out of reach.")
     parser.add_argument("--store", type=str, required=True, help="the store")
     parser.add_argument("--source", type=str | None, default=None, help="the source to forget, or that of the samples")
-    parser.add_argument("--sample", type=list[str] | None, default=None, help="keys of samples to forget: '[a-1, a-2]'")
+    parser.add_argument(
+        "--sample", type=str, action="append", default=None, help="key of a sample to forget; may be repeated"
+    )
     parser.add_argument("--list", type=str | None, default=None, help="file of keys of samples to forget, one a line")
     parser.add_argument("--everywhere", action="store_true", help="forget the same images in other sources too")
     parser.add_argument(
@@ -42,7 +44,7 @@ def forget(config: Any) -> dict[str, Any]:
         BadInput: the store or the source cannot be used.
     """
     if config.source is None:
-        raise BadInput("nothing to forget is named: --source SOURCE, --sample '[KEY, ...]' or --list FILE of keys")
+        raise BadInput("nothing to forget is named: --source SOURCE, --sample KEY or --list FILE of keys")
     store = Store.open(Path(config.store))
     recorded = fit_record(store).root if config.root is None else config.root
     root = None if recorded is None else Path(recorded)

@@ -54,7 +54,7 @@ def test_what_is_left_has_never_learned_it(
     kind: str, stores: dict[str, Path], store: Path, fit: Fit, workplace: Path, tmp_path: Path
 ) -> None:
     mine, key = Path(shutil.copytree(stores[kind], tmp_path / "mine")), keys_of(workplace, "digit1", "train")[4]
-    assert forget(mine, workplace, "--sample", f"[{key}]", "--json", str(tmp_path / "receipt.json")) == 0
+    assert forget(mine, workplace, "--sample", key, "--json", str(tmp_path / "receipt.json")) == 0
     (tmp_path / "excluded").write_text(key + "\n")
     never = export_backbone(Store.open(store), tmp_path / "never").path
     options = ("--data.exclude", str(tmp_path / "excluded"), *KINDS[kind])
@@ -79,7 +79,7 @@ def test_a_held_out_sample_is_no_longer_measured_with(mine: Path, workplace: Pat
     features = mine / "runs" / "sources" / "digit1" / "effnet-lite0-0.safetensors"
     features.write_bytes(b"features")
     count = len(heldout_images(Store.open(mine), ["digit1"], workplace / "shards", None)["digit1"])
-    assert forget(mine, workplace, "--sample", f"[{key}]", "--json", str(tmp_path / "receipt.json")) == 0
+    assert forget(mine, workplace, "--sample", key, "--json", str(tmp_path / "receipt.json")) == 0
     assert tree(mine / "compartments") == before
     assert not features.exists()
     assert len(heldout_images(Store.open(mine), ["digit1"], workplace / "shards", None)["digit1"]) == count - 1
@@ -91,7 +91,7 @@ def test_a_list_of_samples_of_two_sources(mine: Path, workplace: Path, tmp_path:
     keys = [keys_of(workplace, source, "train")[7] for source in SOURCES]
     (tmp_path / "list").write_text("\n".join(keys))
     before = Store.open(mine).compartments_sha256()
-    assert forget(mine, workplace, "--list", str(tmp_path / "list"), "--dry-run") == 0
+    assert forget(mine, workplace, *(word for key in keys for word in ("--sample", key)), "--dry-run") == 0
     assert Store.open(mine).compartments_sha256() == before
     assert not (mine / "exclusions").exists()
     assert forget(mine, workplace, "--list", str(tmp_path / "list")) == 0
@@ -105,15 +105,15 @@ def test_a_list_of_samples_of_two_sources(mine: Path, workplace: Path, tmp_path:
 def test_nothing_is_lost_wherever_it_is_cut(mine: Path, workplace: Path, tmp_path: Path) -> None:
     key = keys_of(workplace, "digit1", "train")[4]
     whole = Path(shutil.copytree(mine, tmp_path / "whole"))
-    operations = operations_of(lambda: forget(whole, workplace, "--sample", f"[{key}]"))
+    operations = operations_of(lambda: forget(whole, workplace, "--sample", key))
     assert operations > 20
     for k in range(0, operations, 5):
         cut = Path(shutil.copytree(mine, tmp_path / f"cut{k}"))
         with failing_at(k), pytest.raises(Fault):
-            forget(cut, workplace, "--sample", f"[{key}]")
+            forget(cut, workplace, "--sample", key)
         assert faults(Store.open(cut)) == []
         assert set(Store.open(cut).sources()) >= {"digit0"}
-        assert forget(cut, workplace, "--sample", f"[{key}]") == 0
+        assert forget(cut, workplace, "--sample", key) == 0
         assert tree(cut / "compartments") == tree(whole / "compartments")
         assert [path.name for path in (cut / "exclusions").iterdir() if "tmp" not in path.name] == ["digit1.json"]
         assert faults(Store.open(cut)) == []
@@ -122,9 +122,9 @@ def test_nothing_is_lost_wherever_it_is_cut(mine: Path, workplace: Path, tmp_pat
 
 def test_an_unknown_sample(mine: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, key = tree(mine), keys_of(workplace, "digit1", "train")[0]
-    assert forget(mine, workplace, "--sample", f"[{key}x]") == 2
+    assert forget(mine, workplace, "--sample", f"{key}x") == 2
     assert f"sample '{key}x' is not in any source of digit0, digit1, " in capsys.readouterr().err
-    assert forget(mine, workplace, "--sample", f"[{key}]", "--source", "digit0") == 2
+    assert forget(mine, workplace, "--sample", key, "--source", "digit0") == 2
     assert f"sample '{key}' is not in source 'digit0'" in capsys.readouterr().err
     assert main(["forget", "--store", str(mine)]) == 2
     assert "nothing to forget is named" in capsys.readouterr().err
