@@ -4,7 +4,6 @@ What was forgotten is listed in the store as keyed hashes, so no later fit uses 
 image is taken away with all its traces before it is fitted again: until then the store serves the other sources.
 """
 
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,8 +13,10 @@ from typing import Any
 
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
+from cdm_lightning.forget_command import NOT_REMOVED
 from cdm_lightning.forgetting import forget_source
 from cdm_lightning.store import EXCLUSIONS, Store
+from cdm_lightning.tensor_files import write_atomic
 from datamodules.exclusions import add_forgotten, read_keys
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -50,9 +51,9 @@ def forget_samples(config: Any) -> dict[str, Any]:
         raise BadInput("the shards that hold the samples are not known: name their folder with --root")
     wanted = frozenset(config.sample or ()) | (read_keys(Path(config.list)) if config.list else frozenset())
     found = find(_manifests(Path(root)), wanted, config.source, config.everywhere)
-    forget = (
-        {} if config.dry_run else {source: _forget(store, root, source, keys) for source, keys in found.keys.items()}
-    )
+    done: dict[str, Any] = {}
+    if not config.dry_run:
+        done = {source: _forget(store, root, source, keys) for source, keys in found.keys.items()}
     return {
         "store": str(store.path.absolute()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +62,7 @@ def forget_samples(config: Any) -> dict[str, Any]:
         "also_held_by": {source: sorted(keys) for source, keys in found.elsewhere.items()},
         "in_public": found.public,
         "shards": [str(Path(root) / source) for source in found.keys],
-        "sources": forget,
+        "sources": done,
     }
 
 
@@ -106,29 +107,48 @@ def _manifests(root: Path) -> dict[str, Manifest]:
 
 def _forget(store: Store, root: str, source: str, keys: Iterable[str]) -> dict[str, Any]:
     """List samples of a source as forgotten, then fit its compartment again if it has learned one of them."""
-    start, exclusions = time.perf_counter(), store.path / EXCLUSIONS
-    recorded, pending = store.runs / "sources" / source / "config.yaml", exclusions / f"{source}.pending.yaml"
-    exclusions.mkdir(exist_ok=True)
+    start, pending = time.perf_counter(), _begin(store, source)
+    add_forgotten(store.path / EXCLUSIONS, source, keys)
+    for features in (store.runs / "sources" / source).glob("*.safetensors"):
+        features.unlink()  # of held-out images
+    done: dict[str, Any] = {"removed": [], "outputs": [], "before": None, "after": None}
+    if pending.exists():
+        done |= _learned_anew(store, root, source, pending)
+        pending.unlink()
+    return done | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _begin(store: Store, source: str) -> Path:
+    """Keep the configuration of a compartment for as long as it is to be fitted again; return where.
+
+    Raises:
+        BadInput: it is not known how the compartment was fitted.
+    """
+    recorded = store.runs / "sources" / source / "config.yaml"
+    pending = store.path / EXCLUSIONS / f"{source}.pending.yaml"
     if store.has_compartment(source) and not pending.exists():
         if not recorded.is_file():
             raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
-        shutil.copy(recorded, pending)
-    add_forgotten(exclusions, source, keys)
-    result: dict[str, Any] = {"removed": [], "before": None, "after": None}
-    if pending.exists():
-        from cdm_lightning.refit import recipe_of, refit
+        pending.parent.mkdir(exist_ok=True)
+        write_atomic(pending, recorded.read_bytes())
+    return pending
 
-        before = store.compartments_sha256().get(source)
-        learned = recipe_of(pending, store.path, source, root).data().data_sha256(source)
-        if before is None or store.read_card(source).data_sha256 != learned:
-            forgotten = forget_source(store, source)
-            result["removed"] = [asdict(trace) for trace in forgotten.removed]
-            refit(pending, store.path, source, root)
-        result |= {"before": before, "after": store.compartments_sha256()[source]}
-        pending.unlink()
-    for features in (store.runs / "sources" / source).glob("*.safetensors"):
-        features.unlink()  # of held-out images, with those that are forgotten now
-    return result | {"seconds": round(time.perf_counter() - start, 2)}
+
+def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[str, Any]:
+    """Take a compartment away and fit it again, unless it was fitted from what is still used; without images, only
+    take it away.
+    """
+    from cdm_lightning.refit import recipe_of, refit
+
+    data, before = recipe_of(config, store.path, source, root).data(), store.compartments_sha256().get(source)
+    if before is not None and store.read_card(source).data_sha256 == data.data_sha256(source):
+        return {"before": before, "after": before}
+    gone = forget_source(store, source)
+    if data.class_counts(source):
+        refit(config, store.path, source, root)
+    removed = [asdict(trace) for trace in gone.removed]
+    after = store.compartments_sha256().get(source)
+    return {"removed": removed, "outputs": gone.outputs, "before": before, "after": after}
 
 
 def receipt_of_samples(report: dict[str, Any]) -> str:
@@ -143,20 +163,21 @@ def receipt_of_samples(report: dict[str, Any]) -> str:
     for source, keys in report["also_held_by"].items():
         lines.append(f"not forgotten: source '{source}' holds the same images, {', '.join(keys)} (--everywhere)")
     lines.append("out of reach:")
-    lines += [
-        f"  {place}: the images are still in its shards; no fit into this store uses them" for place in report["shards"]
-    ]
+    left = "the images are still in its shards; no fit into this store uses them"
+    lines += [f"  {place}: {left}" for place in report["shards"]]
+    outputs = sorted({path for done in report["sources"].values() for path in done["outputs"]})
+    lines += [f"  {path}: {NOT_REMOVED}" for path in outputs]
     if report["in_public"]:
         lines.append(f"public: it holds {report['in_public']} of these images, which the backbone was trained on")
     return "\n".join(lines)
 
 
 def _said(done: Mapping[str, Any]) -> str:
+    if done["after"] is None and done["before"] is not None:
+        return f"{len(done['removed'])} files removed, its compartment with them: no image is left to learn from"
     if done["after"] is None:
         return "the store has no compartment of it; no later fit will use them"
     if done["before"] == done["after"]:
         return "its compartment has not learned them: held-out or forgotten before"
-    before = "taken away before" if done["before"] is None else done["before"][:12]
-    return (
-        f"{len(done['removed'])} files removed, its compartment fitted again: sha256 {before} to {done['after'][:12]}"
-    )
+    before, after = done["before"] or "taken away", done["after"]
+    return f"{len(done['removed'])} files removed, its compartment fitted again: sha256 {before[:12]} to {after[:12]}"

@@ -87,6 +87,17 @@ def test_a_held_out_sample_is_no_longer_measured_with(mine: Path, workplace: Pat
     assert done["before"] == done["after"] is not None
 
 
+def test_without_any_image_the_compartment_goes(mine: Path, workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("\n".join(keys_of(workplace, "digit1", "train")))
+    options = ("--list", str(tmp_path / "list"), "--json", str(tmp_path / "receipt.json"))
+    assert forget(mine, workplace, *options) == 0
+    assert Store.open(mine).sources() == ["digit0"]
+    done = json.loads((tmp_path / "receipt.json").read_text())["sources"]["digit1"]
+    assert (done["before"] is None, done["after"]) == (False, None)
+    assert faults(Store.open(mine)) == []
+    assert [path.name for path in (mine / "exclusions").iterdir()] == ["digit1.json"]
+
+
 def test_a_list_of_samples_of_two_sources(mine: Path, workplace: Path, tmp_path: Path) -> None:
     keys = [keys_of(workplace, source, "train")[7] for source in SOURCES]
     (tmp_path / "list").write_text("\n".join(keys))
