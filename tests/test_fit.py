@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from callbacks.sample_grid import IMAGES
-from cdm_lightning import generation, tensor_files
+from cdm_lightning import exchange, generation, tensor_files
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.denoiser import SIGMA_MAX
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -105,7 +105,7 @@ def test_a_disk_that_cannot_be_written_leaves_the_store_as_it_was(
 ) -> None:
     undisturbed, disturbed = (Path(shutil.copytree(store, tmp_path / name)) for name in ("undisturbed", "disturbed"))
     assert fit(undisturbed, "[digit3]") == 0
-    original, calls = tensor_files._write_synced, 0
+    original, calls = tensor_files.write_synced, 0
 
     def failing(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -115,7 +115,8 @@ def test_a_disk_that_cannot_be_written_leaves_the_store_as_it_was(
         original(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensor_files, "_write_synced", failing)
+        for module in (tensor_files, exchange):
+            patch.setattr(module, "write_synced", failing)
         code = fit(disturbed, "[digit3]")
     said = capsys.readouterr().err.strip().splitlines()
     assert (code, len(said)) == (2, 1), "one compartment and the note of what was composed are more than four files"

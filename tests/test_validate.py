@@ -151,15 +151,18 @@ def test_without_an_extractor_nothing_is_sampled(fitted: Path, whole: dict[str, 
         assert report[name] == whole[name]
 
 
-def test_the_store_gets_nothing_but_features(fitted: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_the_store_gets_nothing_but_features_and_a_note_of_the_report(
+    fitted: Path, whole: dict[str, Any], tmp_path: Path
+) -> None:
     store = copied(fitted, tmp_path / "store", ["digit0", "digit1"])
     before = content(store)
     report = run(store, tmp_path / "r.json", "--sources", "[digit0]", *SAMPLED)
     assert report["scores"]["digit0"] == whole["scores"]["digit0"]
     after = content(store)
     assert {name: after[name] for name in before} == before
-    new = sorted(name.rpartition("-")[0] for name in set(after) - set(before))
-    assert new == ["runs/sources/digit0/effnet-lite0"]
+    new = {name.rpartition("-")[0] or name for name in set(after) - set(before)}
+    assert new == {"runs/sources/digit0/effnet-lite0", "runs/outputs.jsonl", "runs/outputs.jsonl.lock"}
+    assert str(tmp_path / "r.json") in after["runs/outputs.jsonl"].decode()
 
 
 def test_a_store_that_cannot_be_written_is_measured_all_the_same(
