@@ -6,15 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.training import train_network
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.denoiser import EDM, SIGMA_MAX, SIGMA_MIN, Network, denoise, guided_denoise, per_image
 from cdm_lightning.drafts import DraftError, Drafts
-from cdm_lightning.ema import EMA
 from cdm_lightning.gaussians import MOST_CLUSTERS, Gaussians, Strength, cluster_of
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.pseudo_sources import PRIOR_IMAGES, PseudoSources, folds_of
 from cdm_lightning.public import fit_strength
-from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, stable_hash
 
 EVERY_CLASS, EVERYTHING = "classes", "one"
@@ -141,22 +140,15 @@ def train(network: Backbone, guide: Guide, *, steps: int, rate: float, batch: in
     """Train every parameter, by the same loss, noise law, optimizer, schedule and EMA as a fit does."""
     way, pseudo = guide.way, guide.drafts.pseudo
     network.initialize(generator(way.seed, "guides", "start"))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
-    ema = EMA(network, 0.999)
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         draw = generator(way.seed, "guides", "train", step)
         rows = torch.randint(len(pseudo.keys), (batch,), generator=draw)
         sigma = draw_sigma(batch, SIGMA_MIN, SIGMA_MAX, draw)
         noise = torch.randn(pseudo.images[rows].shape, generator=draw)
-        loss = loss_of(network, guide, rows, sigma, noise, draw)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update()
-    ema.apply_average()
+        return loss_of(network, guide, rows, sigma, noise, draw)
+
+    train_network(network, loss_at, steps=steps, rate=rate)
     network.eval()
 
 

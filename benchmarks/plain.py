@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.training import train_network
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.denoiser import EDM, SIGMA_MAX, SIGMA_MIN, denoise, per_image
-from cdm_lightning.ema import EMA
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.packing import build_backbone
-from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator
 from cdm_lightning.tensor_files import read_tensors, write_tensors
 
@@ -30,24 +29,18 @@ def plain_network(metadata: dict[str, dict[str, object]]) -> Backbone:
 
 def train_plain(network: Backbone, images: Tensor, *, steps: int, rate: float, batch: int, name: str) -> None:
     """Train every parameter, by the same loss, noise law, optimizer, schedule and EMA as a fit does."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
-    ema = EMA(network, 0.999)
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         draw = generator(0, name, "train", step)
         x_0 = images[torch.randint(len(images), (batch,), generator=draw)]
         sigma = draw_sigma(batch, SIGMA_MIN, SIGMA_MAX, draw)
         x = x_0 + per_image(sigma, x_0) * torch.randn(x_0.shape, generator=draw)
         loss = denoising_loss(denoise(EDM(), network, x, sigma), x_0, EDM().c_out(sigma)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update()
         if step % REPORT_EVERY == 0:
             print(f"{name}: step {step} of {steps}, loss {loss.item():.3f}", flush=True)
-    ema.apply_average()
+        return loss
+
+    train_network(network, loss_at, steps=steps, rate=rate)
 
 
 def cached(network: Backbone, path: Path, train: Callable[[], None]) -> None:

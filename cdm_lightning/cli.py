@@ -1,7 +1,6 @@
 """The commands: parse, link, dispatch. Commands that need neither torch nor lightning do not import them."""
 
 import errno
-import json
 import logging
 import sys
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.json_option import check_json, write_json
 from cdm_lightning.parser import Parser, new_parser
 
 MAKE_ROOM = "make room and run the same command again, which goes on from what is finished"
@@ -104,7 +104,7 @@ def run_sample(arguments: list[str]) -> None:
     """`sample`: see `cdm_lightning.generation.generate`."""
     parser = sample_parser()
     config = parser.parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     from cdm_lightning.generation import Settings, generate
     from cdm_lightning.source_choice import chosen_sources
 
@@ -133,7 +133,7 @@ def run_restore(arguments: list[str]) -> None:
     from cdm_lightning.restore_command import restore_images, restore_parser
 
     config = restore_parser().parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     report = restore_images(config)
     print(f"{len(report['images'])} restored images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
@@ -144,7 +144,7 @@ def run_validate(arguments: list[str]) -> None:
     from cdm_lightning.validate_command import table, validate, validate_parser
 
     config = validate_parser().parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     report = validate(config)
     print(table(report))
     _write_report(config.json, report)
@@ -156,7 +156,7 @@ def run_evaluate(arguments: list[str]) -> None:
     from cdm_lightning.evaluate_command import evaluate, evaluate_parser, table_name
 
     config = evaluate_parser().parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     report = evaluate(config)
     print(terminal(report))
     table = table_name(config.extractor)
@@ -169,7 +169,7 @@ def run_forget(arguments: list[str]) -> None:
     from cdm_lightning.forget_command import forget, forget_parser, receipt
 
     config = forget_parser().parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     if config.sample is None and config.list is None:
         report = forget(config)
         print(receipt(report))
@@ -179,7 +179,7 @@ def run_forget(arguments: list[str]) -> None:
         _silence_libraries()
         report = forget_samples(config)
         print(receipt_of_samples(report))
-    _write_json(config.json, report)
+    write_json(config.json, report)
 
 
 def run_verify_forgotten(arguments: list[str]) -> None:
@@ -188,11 +188,11 @@ def run_verify_forgotten(arguments: list[str]) -> None:
     from cdm_lightning.verify_forgotten_command import said, verify_forgotten, verify_forgotten_parser
 
     config = verify_forgotten_parser().parse_args(arguments)
-    _check_json(config.json)
+    check_json(config.json)
     if config.retrain:
         _silence_libraries()
     checks = verify_forgotten(config)
-    _write_json(config.json, as_json(checks))
+    write_json(config.json, as_json(checks))
     print(said(checks, config.source))
 
 
@@ -203,12 +203,6 @@ def run_store(arguments: list[str]) -> None:
     run(arguments)
 
 
-def _check_json(path: str | None) -> None:
-    """Raise BadInput unless a file can be made at `path`, before there is anything to write."""
-    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise BadInput(f"--json {path} is no place for a file: name a file in a folder that is there")
-
-
 def _write_report(path: str | None, report: dict[str, Any]) -> None:
     """Write a report of sources of a store, and note in the store where it is."""
     from cdm_lightning.outputs import note_output
@@ -216,12 +210,7 @@ def _write_report(path: str | None, report: dict[str, Any]) -> None:
 
     if path is not None:
         note_output(Path(report["store"]) / RUNS, Path(path), report["sources"])
-    _write_json(path, report)
-
-
-def _write_json(path: str | None, data: Any) -> None:
-    if path is not None:
-        Path(path).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    write_json(path, report)
 
 
 def _silence_libraries() -> None:

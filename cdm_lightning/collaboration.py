@@ -28,7 +28,7 @@ def export_backbone(store: Store, out: Path) -> Store:
     Raises:
         StoreError: there is another store at `out`.
     """
-    if (out / "store.json").exists() and Store.open(out).info != store.info:
+    if Store(out).has_backbone() and Store.open(out).info != store.info:
         raise StoreError(f"{out} holds a store with another backbone: choose another folder")
     tensors, metadata = store.read_backbone()
     info, exported = store.info, Store.create(out)

@@ -1,7 +1,10 @@
 """Error types. What a user did is told in one sentence; what we did wrong keeps its traceback."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # of an OSError: there is no permission to write
 
 
 class BadInput(Exception):

@@ -13,7 +13,7 @@ from cdm_lightning import ledger
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
 from cdm_lightning.run_sources import drop_source, files_of
-from cdm_lightning.store import Store, check_name
+from cdm_lightning.store import LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
 
@@ -97,5 +97,4 @@ def _own_runs(store: Store, source: str) -> Path:
 
 
 def _known(store: Store, source: str) -> bool:
-    entered = (entry.source for entry in ledger.read(store.path / "ledger.jsonl"))
-    return source in store.sources() or source in entered or any(traces(store, source))
+    return source in store.sources() or source in ledger.newest(store.path / LEDGER) or any(traces(store, source))

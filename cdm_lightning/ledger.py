@@ -78,8 +78,18 @@ def verify(path: Path) -> None:
         previous = _sha256(line)
 
 
+def newest(path: Path) -> dict[str, Entry]:
+    """Return the newest entry of every source; a line that was cut is none.
+
+    Raises:
+        StoreError: a line is not an entry; names the line.
+    """
+    entries = (_parse(line, path, number) for number, line in enumerate(whole_lines(path), start=1))
+    return {entry.source: entry for entry in entries}
+
+
 def last(path: Path, source: str) -> Entry | None:
-    """Return the newest entry of a source, None if it has none.
+    """Return the newest entry of a source, None if it has none; lines before it are not looked at.
 
     Raises:
         StoreError: a line is not an entry; names the line.

@@ -1,15 +1,14 @@
 """What commands wrote outside a store, and of which sources: so that forgetting a source can list it."""
 
-import errno
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from cdm_lightning.errors import UNWRITABLE
 from cdm_lightning.ledger import append_line, locked, whole_lines
 
 OUTPUTS = "outputs.jsonl"
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def note_output(runs: Path, output: Path, sources: Iterable[str]) -> None:

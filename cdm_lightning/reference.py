@@ -1,6 +1,5 @@
 """The held-out images of each source as metrics see them, kept in a file per source and joined for any subset."""
 
-import errno
 import hashlib
 import operator
 from collections.abc import Iterable, Mapping
@@ -11,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdm_lightning.errors import StoreError
+from cdm_lightning.errors import UNWRITABLE, StoreError
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.feature_sums import FeatureSums
 from cdm_lightning.tensor_files import Json, json_text, read_tensors, write_tensors
 
 FEWEST = 2  # images that a metric needs on each side
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)

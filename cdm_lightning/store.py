@@ -242,8 +242,8 @@ class Store:
 
     def gone(self) -> list[str]:
         """Return the sources that were forgotten and did not come again, sorted."""
-        newest = {entry.source: entry.event for entry in ledger.read(self.path / LEDGER)}
-        return sorted(source for source, event in newest.items() if event == "forgotten")
+        entries = ledger.newest(self.path / LEDGER).items()
+        return sorted(source for source, newest in entries if newest.event == "forgotten")
 
     def compartments_sha256(self) -> dict[str, str]:
         """Return the sha256 of compartment.safetensors by source."""

@@ -1,14 +1,13 @@
 """The command line of `store`: parse, dispatch, say. Only `export` and `add` import torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cdm_lightning import store_commands
 from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.json_option import check_json, write_json
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import Store
-from cdm_lightning.tensor_files import write_atomic
 
 ACTIONS = {
     "list": "List what a store holds.",
@@ -48,12 +47,10 @@ def run(arguments: list[str]) -> None:
     if action not in ACTIONS:
         raise BadInput(f"store needs an action: {EXPECTED}{did_you_mean(action, ACTIONS)}")
     config = store_parser(action).parse_args(arguments[1:])
-    if config.json is not None and (Path(config.json).is_dir() or not Path(config.json).parent.is_dir()):
-        raise BadInput(f"--json {config.json} is no place for a file: name a file in a folder that is there")
+    check_json(config.json)
     store = Store.open(Path(config.store))
     data = found(action, store, config)
-    if config.json is not None:
-        write_atomic(Path(config.json), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    write_json(config.json, data)
     print(said(action, store, data))
 
 

@@ -3,7 +3,7 @@
 Neither torch nor lightning is needed. Logs and checkpoints in `runs` are not part of the model and are not looked at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from cdm_lightning import ledger
@@ -31,10 +31,10 @@ EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, E
 
 def faults(store: Store) -> list[str]:
     """Return what is wrong with a store, a sentence each that names the file; nothing, if it is as it was made."""
-    found = [*_ledger_faults(store), *_backbone_faults(store)]
+    found, newest = [*_ledger_faults(store), *_backbone_faults(store)], _newest(store)
     for source in _folders(store):
-        found += _compartment_faults(store, source)
-    return found + [*_missing(store), *_extra(store)]
+        found += _compartment_faults(store, source, newest.get(source))
+    return found + [*_missing(store, newest), *_extra(store)]
 
 
 def _ledger_faults(store: Store) -> Iterator[str]:
@@ -58,7 +58,7 @@ def _backbone_faults(store: Store) -> Iterator[str]:
         yield f"{store.path / BACKBONE} is not the one that store.json names"
 
 
-def _compartment_faults(store: Store, source: str) -> Iterator[str]:
+def _compartment_faults(store: Store, source: str, newest: ledger.Entry | None) -> Iterator[str]:
     folder = store.folder(source)
     try:
         card = Card.read(folder / CARD)
@@ -75,22 +75,16 @@ def _compartment_faults(store: Store, source: str) -> Iterator[str]:
         yield f"{folder} was fitted on another backbone, {card.backbone_sha256[:12]}"
     if bound != bond(card):
         yield f"{folder} holds a card and tensors that do not belong together"
-    newest = _newest(store, source)
     if newest is None or newest.event == "forgotten":
         yield f"{folder} is there, but the ledger says that '{source}' {'was forgotten' if newest else 'never was'}"
     elif newest.after != file_sha256(folder / COMPARTMENT):
         yield f"{folder / COMPARTMENT} is not the one that the ledger names"
 
 
-def _missing(store: Store) -> Iterator[str]:
+def _missing(store: Store, newest: Mapping[str, ledger.Entry]) -> Iterator[str]:
     """Yield what the ledger says is there, and is not."""
-    try:
-        named = {entry.source for entry in ledger.read(store.path / LEDGER)} - {PUBLIC, *_folders(store)}
-    except StoreError:
-        return  # told already
-    for source in sorted(named):
-        newest = _newest(store, source)
-        if newest is not None and newest.event != "forgotten":
+    for source in sorted(newest.keys() - {PUBLIC, *_folders(store)}):
+        if newest[source].event != "forgotten":
             yield f"{store.folder(source)} is missing, and the ledger does not say that '{source}' was forgotten"
 
 
@@ -113,8 +107,9 @@ def _folders(store: Store) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _newest(store: Store, source: str) -> ledger.Entry | None:
+def _newest(store: Store) -> dict[str, ledger.Entry]:
+    """Return the newest entry of every source; none of a ledger that cannot be read, of which is told elsewhere."""
     try:
-        return ledger.last(store.path / LEDGER, source)
+        return ledger.newest(store.path / LEDGER)
     except StoreError:
-        return None
+        return {}

@@ -35,10 +35,9 @@ def absence(store: Store, source: str) -> Iterator[Check]:
     found = faults(store)
     yield Check(not found, "; ".join(found) or "the store is as its fits made it (store verify)")
     newest = ledger.last(store.path / LEDGER, source)
-    said = {
-        True: "the ledger has no entry of it: it never was here",
-        False: f"the ledger says that it was {newest.event if newest else ''} on {newest.date if newest else ''}",
-    }[newest is None]
+    said = "the ledger has no entry of it: it never was here"
+    if newest is not None:
+        said = f"the ledger says that it was {newest.event} on {newest.date}"
     yield Check(newest is None or newest.event == "forgotten", said)
     left = [str(path.relative_to(store.path)) for path in traces(store, source)]
     yield Check(not left, f"left of it: {', '.join(left)}" if left else "no file of the store is of it")

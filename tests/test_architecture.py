@@ -102,6 +102,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "images",
         "seeding",
         "strategy",
+        "json_option",
         "interpolation",
         "torch_files",
         "text_tables",

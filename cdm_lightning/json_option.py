@@ -1,0 +1,19 @@
+"""`--json FILE`: where a command also writes what it says, as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cdm_lightning.errors import BadInput
+
+
+def check_json(path: str | None) -> None:
+    """Raise BadInput unless a file can be made at `path`, before there is anything to write."""
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise BadInput(f"--json {path} is no place for a file: name a file in a folder that is there")
+
+
+def write_json(path: str | None, data: Any) -> None:
+    """Write data to `path`, if there is one."""
+    if path is not None:
+        Path(path).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
