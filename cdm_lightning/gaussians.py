@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-IMAGES_PER_CLUSTER = 50
+IMAGES_PER_CLUSTER = 250
 MOST_CLUSTERS = 10
 
 
