@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-IMAGES_PER_CLUSTER = 250
+IMAGES_PER_CLUSTER = 250  # fewer make a covariance that does not fit new images; measured, see the README
 MOST_CLUSTERS = 10
 
 
@@ -58,7 +58,7 @@ class Gaussians:
         rank: int = 64,
         clusters: int = MOST_CLUSTERS,
     ) -> "Gaussians":
-        """Fit clamp(n // 50, 1, clusters) clusters by k-means and a Gaussian to each; float64 inside, one thread.
+        """Fit clamp(n // 250, 1, clusters) clusters by k-means and a Gaussian to each; float64 inside, one thread.
 
         Args:
             images: [n, channel, height, width] in [-1, 1], n >= 1; the result has their dtype.
@@ -69,7 +69,7 @@ class Gaussians:
             clusters: at most.
         """
         flat = images.flatten(1).double()
-        cluster = cluster_of(flat, seed, clusters)
+        cluster = cluster_of(flat, seed, min(len(flat) // IMAGES_PER_CLUSTER, clusters))
         parts = []
         for k in range(int(cluster.max()) + 1):
             members = flat[cluster == k]
@@ -185,10 +185,9 @@ class Gaussians:
         return cls(**{name: tensors[name] for name in ("log_share", "mean", "basis", "variance", "rest")}, shape=shape)
 
 
-def cluster_of(flat: Tensor, seed: int, most: int = MOST_CLUSTERS) -> Tensor:
+def cluster_of(flat: Tensor, seed: int, clusters: int) -> Tensor:
     """Return the k-means cluster [n] of each row of `flat` [n, dimension]; one thread, so sums have one order."""
-    clusters = min(max(len(flat) // IMAGES_PER_CLUSTER, 1), most)
-    if clusters == 1:
+    if clusters <= 1:
         return torch.zeros(len(flat), dtype=torch.long)
     with threadpool_limits(1):
         means = KMeans(clusters, n_init=1, max_iter=50, random_state=seed % 2**32)

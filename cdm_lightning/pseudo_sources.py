@@ -14,6 +14,8 @@ from cdm_lightning.seeding import stable_hash
 
 FOLDS = 4
 SMALLEST_GROUP = 20
+IMAGES_PER_GROUP = 50
+MOST_GROUPS = 10
 SIZES = (20, 100, 500)
 PRIOR_IMAGES = 2500
 
@@ -51,7 +53,8 @@ class PseudoSources:
             last = len(names) - (0 < pooled < SMALLEST_GROUP)
             group = torch.tensor([places.get(label, last) for label in labels])
         else:
-            group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"))
+            groups = min(len(keys) // IMAGES_PER_GROUP, MOST_GROUPS)
+            group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"), groups)
         return cls(images, tuple(keys), group, folds_of(keys))
 
     @classmethod

@@ -180,12 +180,12 @@ def test_fit_of_low_rank_keeps_the_first_directions_and_averages_the_rest(n: int
 
 
 @pytest.mark.parametrize("rank", [3, DIMENSION - 1])
-@pytest.mark.parametrize("n", [1, 2, 3, 12, 40, 230])  # one cluster and four; fewer and more rows than dimensions
+@pytest.mark.parametrize("n", [1, 2, 3, 12, 40, 800])  # one cluster and three; fewer and more rows than dimensions
 def test_shrinkage_is_the_normal_inverse_wishart_posterior(n: int, rank: int) -> None:
     x_0, public, strength = images(n, seed=5), mixture(6, clusters=3, rank=4, scale=0.3), Strength(2.5, 7.0)
     fitted = Gaussians.fit(x_0, seed=3, public=public, strength=strength, rank=rank)
     flat = x_0.flatten(1)
-    cluster = cluster_of(flat, 3)
+    cluster = cluster_of(flat, 3, n // 250)
     for k in range(len(fitted.mean)):
         members = flat[cluster == k]
         distance = (public.mean - members.mean(0)).norm(dim=1)
@@ -194,11 +194,10 @@ def test_shrinkage_is_the_normal_inverse_wishart_posterior(n: int, rank: int) ->
         torch.testing.assert_close(covariance(fitted)[k], truncated(dense, rank), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("n", "clusters", "expected"), [(700, 12, 12), (700, 20, 14), (120, 12, 2), (700, 1, 1)])
-def test_there_is_a_cluster_for_every_fifty_images_up_to_the_most(n: int, clusters: int, expected: int) -> None:
+@pytest.mark.parametrize(("n", "clusters", "expected"), [(750, 2, 2), (750, 12, 3), (550, 12, 2), (700, 1, 1)])
+def test_there_is_a_cluster_for_every_250_images_up_to_the_most(n: int, clusters: int, expected: int) -> None:
     fitted = Gaussians.fit(images(n), seed=0, rank=3, clusters=clusters)
     assert len(fitted.mean) == expected
-    assert len(cluster_of(images(n).flatten(1), 0, clusters).unique()) == expected
 
 
 def test_nearest_returns_the_whole_cluster() -> None:
@@ -251,8 +250,8 @@ def test_a_hundred_equal_images_are_one_cluster() -> None:
     assert fitted.log_share.tolist() == [0.0]
 
 
-@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (49, 1), (50, 1), (99, 1), (100, 2), (499, 9), (600, 10)])
-def test_there_is_a_cluster_for_every_fifty_images_up_to_ten(n: int, clusters: int) -> None:
+@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (250, 1), (499, 1), (500, 2), (749, 2), (2600, 10)])
+def test_there_is_a_cluster_for_every_250_images_up_to_ten(n: int, clusters: int) -> None:
     fitted = Gaussians.fit(images(n), seed=0, rank=4)
     assert fitted.mean.shape == (clusters, DIMENSION)
     assert fitted.basis.shape == (clusters, DIMENSION, 4)
@@ -260,7 +259,7 @@ def test_there_is_a_cluster_for_every_fifty_images_up_to_ten(n: int, clusters: i
 
 
 def test_shares_and_means_are_those_of_the_clusters() -> None:
-    blobs = torch.cat([images(60) - 5, images(140, seed=1) + 5])
+    blobs = torch.cat([images(300) - 5, images(700, seed=1) + 5])
     fitted = Gaussians.fit(blobs, seed=0, rank=4)
     low = fitted.mean.mean(1) < 0
     assert len(low) == 4
@@ -332,13 +331,13 @@ def test_fit_neither_reads_nor_moves_global_random_state() -> None:
 
 
 def test_fit_is_a_function_of_the_seed() -> None:
-    x_0 = images(300)
+    x_0 = images(600)
     assert torch.equal(Gaussians.fit(x_0, seed=1, rank=4).mean, Gaussians.fit(x_0, seed=1, rank=4).mean)
     assert not torch.equal(Gaussians.fit(x_0, seed=1, rank=4).mean, Gaussians.fit(x_0, seed=2, rank=4).mean)
 
 
 def test_fit_takes_seeds_of_63_bits() -> None:
-    assert len(Gaussians.fit(images(100), seed=2**63 - 1, rank=4).mean) == 2
+    assert len(Gaussians.fit(images(500), seed=2**63 - 1, rank=4).mean) == 2
 
 
 REPEATS = """
@@ -360,7 +359,7 @@ def available():
 
 gaussians.KMeans = Watched
 flat = torch.rand(2000, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-digests = {hashlib.sha256(gaussians.cluster_of(flat, 0).numpy().tobytes()).hexdigest() for _ in range(20)}
+digests = {hashlib.sha256(gaussians.cluster_of(flat, 0, 10).numpy().tobytes()).hexdigest() for _ in range(20)}
 print(len(digests), sorted(threads), available() > 1)
 """
 
