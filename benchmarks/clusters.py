@@ -38,7 +38,13 @@ def errors(
 ) -> dict[str, list[float]]:
     """Return the held-out errors by level of the closed form of these images, alone and finished."""
     form = Gaussians.fit(
-        images, seed=0, public=public.closed_form, strength=public.strength, rank=public.rank, clusters=clusters
+        images,
+        seed=0,
+        public=public.closed_form,
+        strength=public.strength,
+        rank=public.rank,
+        clusters=clusters,
+        images_per_cluster=FEWEST,
     )
 
     def finished(x: Tensor, sigma: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from cdm_lightning.compartments import Compartments
 from cdm_lightning.evidence import NetworkEvidence, path_log_density
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.seeding import generator
-from cdm_lightning.source_forms import fit_closed_form
+from cdm_lightning.source_forms import closed_form_of, fit_fine
 
 SIGMAS = (20.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 STEPS_BETWEEN = 4
@@ -76,11 +76,10 @@ def path_levels() -> Tensor:
 
 def pseudo_cast(compartments: Compartments, train: Mapping[str, Tensor], held_out: Sequence[Tensor], seed: int) -> Cast:
     """Return the classes of `public` as sources, by what is fitted on its training part and judged on the other."""
-    parts = {
-        name: Compartment(len(x), fit_closed_form(x, compartments.public, MOST_CLUSTERS, seed, name))
-        for name, x in train.items()
-    }
-    own = compartments
+    own, parts = compartments, {}
+    for name, x in train.items():
+        fine = fit_fine(x, own.public.rank, MOST_CLUSTERS, seed, name)
+        parts[name] = Compartment(len(x), closed_form_of(fine, len(x), own.public), fine)
     opened = Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
     return Cast.of(opened, train, held_out, seed)
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
-CLUSTERS = 10  # of a source
-CLASS_CLUSTERS = 2  # of each class of a part, which has 675 images
+CLUSTERS = 10  # of a source, and of each class of it
 CONFIGS = ("fashion_shards.yaml", str(Path(__file__).with_name("quality.yaml")))
 SPLITS = {"classes": "class", "union": "random:1", "halves": "random:2", "quarters": "random:4", "parts": "random:8"}
 SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8}
@@ -58,7 +57,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "plain": PLAIN,
 }
 UNION = SOURCES["classes"] * CLUSTERS
-PARTS = SOURCES["parts"] * CLASS_CLUSTERS
+PARTS = SOURCES["parts"] * CLUSTERS
 
 STORES = {
     # five sources, a class each
@@ -71,8 +70,8 @@ STORES = {
     "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
     "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
     # eight random parts, class-conditional
-    "parts": Fitted("guided", "parts", options=LABELS, clusters=CLASS_CLUSTERS),
-    "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS), clusters=CLASS_CLUSTERS),
+    "parts": Fitted("guided", "parts", options=LABELS),
+    "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
     "parts-mono-full": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),

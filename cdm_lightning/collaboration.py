@@ -4,17 +4,17 @@ A compartment from elsewhere is data of a stranger: it is read as tensors and JS
 hashes, card, lineage and shapes are those of a compartment on this very backbone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from cdm_lightning.card import Card
-from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.packing import unpack_backbone, unpack_compartment
+from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
 from cdm_lightning.store import COMPARTMENT_FILES, Store, check_name, read_folder
 
@@ -62,11 +62,12 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     check_name(card.source)
     backbone, public = unpack_backbone(*store.read_backbone())
     try:
-        compartment = unpack_compartment(tensors, card, backbone)
+        fault = next(_faults(card, tensors, public, store), None)
+        if fault is None:
+            unpack_compartment(tensors, card, backbone, public)
     except (KeyError, IndexError, ValueError, RuntimeError, StopIteration, TypeError) as error:
         why = " ".join(str(error).split())
         raise StoreError(f"{folder} does not hold the tensors that its card describes ({why}): fit it again") from error
-    fault = next(_faults(card, compartment, public, store), None)
     if fault is not None:
         raise StoreError(f"{folder} is no compartment of this store's backbone: {fault}; fit it again")
     if card.source in store.sources():
@@ -97,17 +98,16 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
-def _faults(card: Card, compartment: Compartment, public: Public, store: Store) -> Iterator[str]:
+def _faults(card: Card, tensors: Mapping[str, Tensor], public: Public, store: Store) -> Iterator[str]:
     if card.image_shape != store.info.image_shape:
         yield f"its images have the shape {card.image_shape}, here {store.info.image_shape}"
     if card.n < 1 or sum(card.class_counts.values()) != card.n:
         yield f"its classes have {sum(card.class_counts.values())} images, its card says {card.n}"
-    forms = [compartment.closed_form, *(own.closed_form for own in compartment.classes.values())]
-    yield from (fault for form in forms for fault in _form_faults(form, public.rank))
-    if compartment.prompt is not None:
-        for name, tensor in compartment.prompt.state_dict().items():
-            if not bool(torch.isfinite(tensor).all()):
-                yield f"its prompt holds a number that is not finite, in {name}"
+    for form in fine_forms(tensors, card):
+        yield from _form_faults(form, public.rank)
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            yield f"it holds a number that is not finite, in {name}"
 
 
 def _form_faults(form: Gaussians, rank: int) -> Iterator[str]:

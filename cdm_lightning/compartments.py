@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,9 +10,11 @@ from torch import Tensor
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_denoise, per_image, single
+from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_denoise, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
+from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.merging import groups_for, images_behind, merged, union_of
 from cdm_lightning.public import Public
 from cdm_lightning.strategy import Strategy
 
@@ -140,17 +143,35 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         """Whether one pass of the network can finish a mixture of drafts: it is guided, and no source has a prompt."""
         return self.guided and all(compartment.prompt is None for compartment in self.compartments.values())
 
+    @cached_property
+    def union(self) -> Gaussians:
+        """The closed form of all images of these sources, merged from those of each as if they were one source's.
+
+        With `public`'s share, where prompts were trained on a mixture with it.
+        """
+        own = list(self.compartments.values())
+        total, mixed = sum(part.n for part in own), sum(part.n * part.public_mix for part in own)
+        fine = union_of([part.fine for part in own], [part.n * (1 - part.public_mix) for part in own])
+        groups, public = groups_for([part.n for part in own]), self.public.closed_form.to(fine.mean.device)
+        closed_form = merged(fine, total, groups, public, self.public.strength)
+        return closed_form.mixed_with(public, mixed / total) if mixed else closed_form
+
+    @cached_property
+    def images_behind(self) -> list[int]:
+        """The number of images behind each source's part of `union`."""
+        own = self.compartments.values()
+        return images_behind([part.fine for part in own], [part.n for part in own])
+
     def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-        """Return D guided by the draft sum_i w_i G_i, for weights [source, batch] and one sigma for all.
+        """Return D guided by the draft of the union, for weights [source, batch] and one sigma for all.
 
         The draft's error is the root of the weighted mean square error; above the switch the draft itself is returned.
         """
-        draft, square = torch.zeros_like(x), torch.zeros_like(sigma)
-        for weight, (source, compartment) in zip(weights, self.compartments.items(), strict=True):
-            draft = draft + per_image(weight, x) * self.closed_forms[source].denoise(x, sigma)
-            square = square + weight * self.public.error.at(sigma, torch.full_like(sigma, compartment.n)).square()
+        draft, square = self.union.denoise(x, sigma), torch.zeros_like(sigma)
         if float(sigma[0]) >= self.sigma_switch:
             return draft
+        for weight, n in zip(weights, self.images_behind, strict=True):
+            square = square + weight * self.public.error.at(sigma, torch.full_like(sigma, n)).square()
         self.evaluations += len(x)
         return guided_denoise(self.preconditioning, self.finisher(len(x)), x, sigma, draft, square.sqrt())
 

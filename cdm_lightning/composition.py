@@ -44,7 +44,7 @@ class DraftDenoiser(Protocol):
         """Whether these ones can: the network is guided, and none of them has a part of its own in it."""
 
     def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-        """Return D guided by sum_i w_i G_i, shaped as x, for weights [source, batch]."""
+        """Return D guided by the draft of all sources, shaped as x, for weights [source, batch]."""
 
 
 class ComposedDenoiser:
@@ -60,7 +60,7 @@ class ComposedDenoiser:
         prior: lambda_i by source, positive; scaled to sum 1.
         strategy: `routed`: mixed above `sigma_switch`, there one source is drawn from the posterior and held.
             `assign`: one source is drawn from the prior at the start and held. `posterior`: mixed at every level.
-            `draft`: mixed drafts, finished by one network pass. `uniform`: the naive average.
+            `draft`: the draft of all sources together, finished by one network pass. `uniform`: the naive average.
         sigma_switch: the level at which `routed` draws.
 
     Raises:

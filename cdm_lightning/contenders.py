@@ -159,6 +159,6 @@ def backbone_alone(opened: Compartments, sigma_switch: float | None, device: str
     """
     public = opened.public
     largest = int(public.error.size.max())  # of the pseudo-sources: the draft's error is theirs
-    own = Compartment(largest, public.closed_form).to(device)
+    own = Compartment(largest, public.closed_form, public.closed_form).to(device)
     switch = opened.sigma_switch if sigma_switch is None else sigma_switch
     return Compartments(opened.backbone, {PUBLIC: own}, public, opened.guided, switch, opened.preconditioning)

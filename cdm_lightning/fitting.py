@@ -17,7 +17,7 @@ from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import fit_public
 from cdm_lightning.ranks import is_rank_zero, wait_for_all
 from cdm_lightning.recipe import Recipe
-from cdm_lightning.source_forms import drafts_of_source, fit_classes, fit_closed_form
+from cdm_lightning.source_forms import closed_form_of, drafts_of_source, fit_classes, fit_fine
 from cdm_lightning.store import Store
 from cdm_lightning.training import discard_checkpoint, train
 from cdm_lightning.validation import validate_composed
@@ -106,9 +106,10 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     named = labels if settings["class_labels"] else []
     clock = Clock(phase)
     with clock.part("closed_form", f"closed form of {len(keys)} images"):
-        closed_form = fit_closed_form(x_0, public, settings["clusters"], card.seed, phase.source)
+        fine = fit_fine(x_0, public.rank, settings["clusters"], card.seed, phase.source)
+        closed_form = closed_form_of(fine, card.n, public)
         classes = fit_classes(x_0, named, public, settings["clusters"], card.seed, phase.source)
-        compartment = Compartment(card.n, closed_form, classes=classes, public_mix=card.public_mix)
+        compartment = Compartment(card.n, closed_form, fine, classes=classes, public_mix=card.public_mix)
     folder = store.runs / "sources" / phase.source
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())

@@ -57,8 +57,11 @@ class Gaussians:
         strength: Strength | None = None,
         rank: int = 64,
         clusters: int = MOST_CLUSTERS,
+        images_per_cluster: int = IMAGES_PER_CLUSTER,
     ) -> "Gaussians":
-        """Fit clamp(n // 250, 1, clusters) clusters by k-means and a Gaussian to each; float64 inside, one thread.
+        """Fit clamp(n // images_per_cluster, 1, clusters) clusters by k-means, and a Gaussian to each.
+
+        In float64 inside, with one thread.
 
         Args:
             images: [n, channel, height, width] in [-1, 1], n >= 1; the result has their dtype.
@@ -67,14 +70,15 @@ class Gaussians:
             strength: of that prior, in samples.
             rank: the number of directions that a cluster keeps, at most.
             clusters: at most.
+            images_per_cluster: at least, on average.
         """
         flat = images.flatten(1).double()
-        cluster = cluster_of(flat, seed, min(len(flat) // IMAGES_PER_CLUSTER, clusters))
+        cluster = cluster_of(flat, seed, min(len(flat) // images_per_cluster, clusters))
         parts = []
         for k in range(int(cluster.max()) + 1):
             members = flat[cluster == k]
             prior = None if public is None else public.nearest(members.mean(0))
-            parts.append(_fit_one(members, prior, strength or Strength(), min(rank, flat.shape[1] - 1)))
+            parts.append(shrunk(Moments.of(members), prior, strength or Strength(), min(rank, flat.shape[1] - 1)))
         mean, basis, variance, rest = (torch.stack(column).to(images.dtype) for column in zip(*parts, strict=True))
         log_share = (torch.bincount(cluster).double() / len(flat)).log().to(images.dtype)
         channels, height, width = images.shape[1:]
@@ -209,22 +213,45 @@ def _log_normal(outside: Tensor, along: Tensor, variance: Tensor, rest: Tensor, 
     return -0.5 * (square + log_determinant + dimension * math.log(2 * math.pi))
 
 
-def _fit_one(
-    members: Tensor, prior: Gaussians | None, strength: Strength, rank: int
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of n images: their mean, and the covariance factor^T factor + floor I.
+
+    Attributes:
+        n: images, at least 0.
+        mean: [dimension].
+        factor: [row, dimension].
+        floor: the variance that every direction has beside `factor`.
+    """
+
+    n: float
+    mean: Tensor
+    factor: Tensor
+    floor: float
+
+    @classmethod
+    def of(cls, members: Tensor) -> "Moments":
+        """Return the moments of `members` [n, dimension]."""
+        mean = members.mean(0)
+        return cls(len(members), mean, (members - mean) / math.sqrt(len(members)), 0.0)
+
+
+def shrunk(
+    moments: Moments, prior: Gaussians | None, strength: Strength, rank: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean, basis, variance, rest of one Gaussian: maximum likelihood, or the posterior mode under `prior`."""
-    n, centre = len(members), members.mean(0)
     if prior is None:
-        return (centre, *_low_rank((members - centre) / math.sqrt(n), 0.0, rank))
+        return (moments.mean, *_low_rank(moments.factor, moments.floor, rank))
+    n = moments.n
     mean, basis, variance, rest = (
         tensor[0].double() for tensor in (prior.mean, prior.basis, prior.variance, prior.rest)
     )
     total = strength.covariance + n
-    offset = (centre - mean) * math.sqrt(strength.mean * n / (strength.mean + n))
+    offset = (moments.mean - mean) * math.sqrt(strength.mean * n / (strength.mean + n))
     spread = basis.T * (strength.covariance * (variance - rest)).clamp_min(0).sqrt()[:, None]
-    factor = torch.cat([members - centre, offset[None], spread]) / math.sqrt(total)
-    shrunk = (strength.mean * mean + n * centre) / (strength.mean + n)
-    return (shrunk, *_low_rank(factor, float(rest) * strength.covariance / total, rank))
+    factor = torch.cat([moments.factor * math.sqrt(n), offset[None], spread]) / math.sqrt(total)
+    centre = (strength.mean * mean + n * moments.mean) / (strength.mean + n)
+    return (centre, *_low_rank(factor, (float(rest) * strength.covariance + moments.floor * n) / total, rank))
 
 
 def _low_rank(factor: Tensor, floor: float, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,7 +109,7 @@ class CompartmentalizedDiffusion(LightningModule):
     def begin_backbone(self, phase: Phase, public: Public, drafts: Drafts, n: int) -> None:
         """Prepare the training of the backbone on n images, from a start that depends on the seed alone."""
         self.phase, self.public, self.drafts = phase, public, drafts
-        self.compartments = {phase.source: Compartment(n, public.closed_form)}
+        self.compartments = {phase.source: Compartment(n, public.closed_form, public.closed_form)}
         self.backbone.initialize(generator(self.hparams["seed"], "backbone", "start"))
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 

@@ -17,6 +17,7 @@ from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.prompts import KINDS
 from cdm_lightning.public import Public
+from cdm_lightning.source_forms import closed_form_of
 from cdm_lightning.store import Store
 
 ALLOWED_PACKAGE = "cdm_lightning"
@@ -61,31 +62,41 @@ def build_backbone(class_path: str, init_args: Mapping[str, Any]) -> Backbone:
 
 def pack_compartment(compartment: Compartment) -> dict[str, Tensor]:
     """Return the tensors of `compartment.safetensors`."""
-    tensors = _prefixed("closed_form", compartment.closed_form.tensors())
+    tensors = _prefixed("fine", compartment.fine.tensors())
     if compartment.prompt is not None:
         tensors |= _prefixed("prompt", compartment.prompt.state_dict())
     for label, form in compartment.classes.items():
-        tensors |= _prefixed(f"class.{label}", form.closed_form.tensors())
+        tensors |= _prefixed(f"class.{label}", form.fine.tensors())
     return tensors
 
 
-def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Backbone) -> Compartment:
-    """Return the compartment that `tensors` came from; `backbone` is the network that it was fitted on."""
-    closed_form = Gaussians.from_tensors(_stripped("closed_form", tensors), card.image_shape)
+def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Backbone, public: Public) -> Compartment:
+    """Return the compartment that `tensors` came from; `backbone` and `public` are those that it was fitted on."""
+    fine = Gaussians.from_tensors(_stripped("fine", tensors), card.image_shape)
     classes = {
-        label: _class_form(tensors, card, label) for label in card.class_counts if _stripped(f"class.{label}", tensors)
+        label: _class_form(tensors, card, label, public)
+        for label in card.class_counts
+        if _stripped(f"class.{label}", tensors)
     }
     own, prompt = _stripped("prompt", tensors), None
     if own:
         prompt = KINDS[card.compartment].like(backbone, own)
         prompt.load_state_dict(own)
         freeze(prompt)
-    return Compartment(card.n, closed_form, prompt, classes, public_mix=card.public_mix)
+    closed_form = closed_form_of(fine, card.n, public)
+    return Compartment(card.n, closed_form, fine, prompt, classes, public_mix=card.public_mix)
 
 
-def _class_form(tensors: Mapping[str, Tensor], card: Card, label: str) -> ClassForm:
-    own = _stripped(f"class.{label}", tensors)
-    return ClassForm(card.class_counts[label], Gaussians.from_tensors(own, card.image_shape))
+def fine_forms(tensors: Mapping[str, Tensor], card: Card) -> list[Gaussians]:
+    """Return the Gaussians that `tensors` hold, of the source and of its classes, as they are stored."""
+    names = ["fine", *(f"class.{label}" for label in card.class_counts)]
+    held = [own for name in names if (own := _stripped(name, tensors)) or name == "fine"]
+    return [Gaussians.from_tensors(own, card.image_shape) for own in held]
+
+
+def _class_form(tensors: Mapping[str, Tensor], card: Card, label: str, public: Public) -> ClassForm:
+    n, fine = card.class_counts[label], Gaussians.from_tensors(_stripped(f"class.{label}", tensors), card.image_shape)
+    return ClassForm(n, closed_form_of(fine, n, public), fine)
 
 
 def open_compartments(
@@ -106,20 +117,22 @@ def open_compartments(
     tensors, metadata = store.read_backbone()
     backbone, public = unpack_backbone(tensors, metadata)
     switch = public.sigma_switch if sigma_switch is None else sigma_switch
-    compartments = {source: _open_compartment(store, source, backbone, switch).to(device) for source in chosen}
+    compartments = {source: _open_compartment(store, source, backbone, public, switch).to(device) for source in chosen}
     guided = metadata["guide"] == "closed_form"
     preconditioning = PRECONDITIONINGS[metadata.get("preconditioning", "edm")]
     return Compartments(backbone.to(device), compartments, public, guided, switch, preconditioning)
 
 
-def _open_compartment(store: Store, source: str, backbone: Backbone, sigma_switch: float) -> Compartment:
+def _open_compartment(
+    store: Store, source: str, backbone: Backbone, public: Public, sigma_switch: float
+) -> Compartment:
     tensors, card = store.read_compartment(source)
     if card.sigma_range is not None and min(sigma_switch, SIGMA_MAX) > card.sigma_range[1]:
         raise StoreError(
             f"sigma_switch {sigma_switch:g} is above the noise range of source '{source}', whose prompt was trained "
             f"up to {card.sigma_range[1]:g}: choose a lower one, or fit the source again"
         )
-    return unpack_compartment(tensors, card, backbone)
+    return unpack_compartment(tensors, card, backbone, public)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

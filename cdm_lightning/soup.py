@@ -24,8 +24,8 @@ State = Mapping[str, Tensor]
 class Soup(Compartments):
     """Compartments whose network, below the switch, is one for all: the backbone with the average of the prompts.
 
-    Strategy `draft`. On a guided backbone the network finishes the mixed drafts sum_i w_i G_i; on a plain one there
-    is no draft below the switch. At and above the switch D is sum_i w_i G_i.
+    Strategy `draft`. On a guided backbone the network finishes the draft of the union; on a plain one there is no
+    draft below the switch. At and above the switch D is the closed form of the union.
 
     Attributes:
         prompt: sum_i lambda_i prompt_i; see `averaged`.

@@ -6,21 +6,30 @@ from torch import Tensor
 from cdm_lightning.compartment import ClassForm
 from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.gaussians import Gaussians
+from cdm_lightning.merging import groups_for, merged
 from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import Public
 from cdm_lightning.seeding import stable_hash
 
+IMAGES_PER_FINE_CLUSTER = 50
 
-def fit_closed_form(x_0: Tensor, public: Public, clusters: int, *seed: str | int) -> Gaussians:
-    """Fit the Gaussians of a source, or of a class of it; `seed` names the draw behind k-means."""
-    return Gaussians.fit(
-        x_0,
-        seed=stable_hash(*seed, "closed form"),
-        public=public.closed_form,
-        strength=public.strength,
-        rank=public.rank,
-        clusters=clusters,
-    )
+
+def fit_fine(x_0: Tensor, rank: int, clusters: int, *seed: str | int) -> Gaussians:
+    """Fit clamp(n // 50, 1, clusters) Gaussians to a source, or to a class of it, by maximum likelihood.
+
+    Args:
+        x_0: [n, channel, height, width] in [-1, 1].
+        rank: directions that a cluster keeps.
+        clusters: at most.
+        seed: names the draw behind k-means.
+    """
+    named, many = stable_hash(*seed, "closed form"), IMAGES_PER_FINE_CLUSTER
+    return Gaussians.fit(x_0, seed=named, rank=rank, clusters=clusters, images_per_cluster=many)
+
+
+def closed_form_of(fine: Gaussians, n: int, public: Public) -> Gaussians:
+    """Return the closed form of n images from the Gaussians of their small clusters."""
+    return merged(fine, n, groups_for([n]), public.closed_form, public.strength)
 
 
 def fit_classes(
@@ -30,7 +39,8 @@ def fit_classes(
     classes = {}
     for label in sorted(set(labels)):
         own = x_0[torch.tensor([name == label for name in labels])]
-        classes[label] = ClassForm(len(own), fit_closed_form(own, public, clusters, seed, source, label))
+        fine = fit_fine(own, public.rank, clusters, seed, source, label)
+        classes[label] = ClassForm(len(own), closed_form_of(fine, len(own), public), fine)
     return classes
 
 

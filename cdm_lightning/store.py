@@ -27,7 +27,7 @@ from cdm_lightning.tensor_files import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BACKBONE = "backbone.safetensors"
 COMPARTMENT = "compartment.safetensors"
 CARD = "card.json"

@@ -10,6 +10,7 @@ from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import ShardError, StoreError
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
+from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.run_sources import note_sources
 from cdm_lightning.store import Store
@@ -23,7 +24,7 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
-    compartments = finished_compartments(store, module.backbone)
+    compartments = finished_compartments(store, module.backbone, public)
     module.begin_composed(phase, public, compartments)
     note_sources(store.runs / "composed", compartments)
     batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
@@ -33,12 +34,12 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
-def finished_compartments(store: Store, backbone: Backbone) -> dict[str, Compartment]:
+def finished_compartments(store: Store, backbone: Backbone, public: Public) -> dict[str, Compartment]:
     """Return the compartments of the store by source; a damaged one is left out, and told."""
     compartments = {}
     for source in store.sources():
         try:
-            compartments[source] = unpack_compartment(*store.read_compartment(source), backbone)
+            compartments[source] = unpack_compartment(*store.read_compartment(source), backbone, public)
         except StoreError as error:
             log.warning("validation without source %s: %s", source, error)
     return compartments

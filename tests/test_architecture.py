@@ -89,6 +89,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "denoiser",
         "gaussians",
+        "merging",
         "masked_gaussians",
         "prompts",
         "backbone",

@@ -77,7 +77,7 @@ class Place:
         module = self.recipe(*TOKENS).module()
         backbone, public = unpack_backbone(*Store.open(self.store).read_backbone())
         module.backbone.load_state_dict(backbone.state_dict())
-        untrained = Compartment(1, public.closed_form)
+        untrained = Compartment(1, public.closed_form, public.closed_form)
         module.begin_source(Phase("source", source, 1, 1), public, None, untrained)  # type: ignore[arg-type]
         module._trainer = SimpleNamespace(max_steps=6)  # type: ignore[assignment]
         return module

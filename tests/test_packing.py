@@ -33,10 +33,10 @@ def test_compartment_round_trip(kind: str, store: Path, fit: Fit, tmp_path: Path
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     options = ("--model.compartment", kind, "--trainer.max_steps", "2", "--model.class_labels", "true")
     assert fit(copy, "[digit0]", *options) == 0
-    backbone = unpack_backbone(*Store.open(copy).read_backbone())[0]
+    backbone, public = unpack_backbone(*Store.open(copy).read_backbone())
     for source, prompted in (("digit0", True), ("digit1", False)):
         tensors, card = Store.open(copy).read_compartment(source)
-        compartment = unpack_compartment(tensors, card, backbone)
+        compartment = unpack_compartment(tensors, card, backbone, public)
         assert (compartment.prompt is not None) == prompted
         assert list(compartment.classes) == (["digit0"] if prompted else [])
         assert card.prompt_parameters == (0 if compartment.prompt is None else compartment.prompt.count)

@@ -112,14 +112,13 @@ def soup_of(store: Path, guided: bool = True) -> Soup:
 
 
 @torch.no_grad()
-def test_a_guided_backbone_finishes_the_mixed_drafts_with_the_average(lora: Path) -> None:
+def test_a_guided_backbone_finishes_the_draft_of_the_union_with_the_average(lora: Path) -> None:
     soup = soup_of(lora)
     x, sigma = levels(soup.sigma_switch / 3)
     composed = soup.composed("draft")
     weights = composed.weights(x, sigma)
-    forms = torch.stack([form.denoise(x, sigma) for form in soup.closed_forms.values()])
-    draft = (weights[:, :, None, None, None] * forms).sum(0)
-    n = torch.tensor([[float(own.n)] for own in soup.compartments.values()]).expand(2, 3)
+    draft = soup.union.denoise(x, sigma)
+    n = torch.tensor([[float(n)] for n in soup.images_behind]).expand(2, 3)
     error = (weights * torch.stack([soup.public.error.at(sigma, some) for some in n]).square()).sum(0).sqrt()
     rows = torch.zeros(3, dtype=torch.long)
     averaged_network = LoRA.network(soup.backbone, [soup.prompt], rows, rows)  # type: ignore[list-item]
@@ -143,11 +142,10 @@ def test_a_plain_backbone_has_no_draft(lora: Path) -> None:
 
 
 @torch.no_grad()
-def test_above_the_switch_it_is_the_mixed_closed_forms(lora: Path) -> None:
+def test_above_the_switch_it_is_the_closed_form_of_the_union(lora: Path) -> None:
     soup = soup_of(lora)
     x, sigma = levels(2 * soup.sigma_switch)
-    plain = open_compartments(Store.open(lora), "all", sigma_switch=None, device="cpu").composed("posterior")
-    torch.testing.assert_close(soup.composed("draft")(x, sigma), plain(x, sigma))
+    torch.testing.assert_close(soup.composed("draft")(x, sigma), soup.union.denoise(x, sigma))
     assert soup.evaluations == 0
 
 
