@@ -72,6 +72,14 @@ TABLES = {
         "eight",
         options=(*MANY, "--by_class"),
     ),
+    "eight, soup": Table(
+        "parts-full",
+        ("soup",),
+        {"mono-full": "parts-mono-full"},
+        "mono-full",
+        "eight-soup",
+        options=(*MANY, "--by_class"),
+    ),
     "five, seed 1": Table(
         "ours-full-1",
         ("routed", "assign"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
@@ -22,6 +22,12 @@ PUBLIC: Literal["public"] = "public"
 CLASSIFIER: Literal["classifier"] = "classifier"
 SOUP: Literal["soup"] = "soup"
 Parts = Strategy | Literal["closed_form", "public", "classifier", "soup"]
+STRATEGIES: Mapping[str, Strategy] = {
+    **{name: name for name in get_args(Strategy)},
+    CLOSED_FORM: "posterior",
+    PUBLIC: "posterior",
+    SOUP: "draft",
+}
 OTHER_COMPARTMENTS = (PUBLIC, SOUP)  # parts that are not made of the compartments as they are
 
 
@@ -80,9 +86,7 @@ class Contender:
                 raise ValueError("the row 'classifier' needs the file of its classifier")
             classifier = JointClassifier(self.classifier, compartments)
             return Opened(compartments, ClassifiedDenoiser(compartments, classifier))
-        if self.parts == SOUP:
-            return Opened(compartments, compartments.composed("draft"))
-        strategy = "posterior" if self.parts in (CLOSED_FORM, PUBLIC) else self.parts
+        strategy = STRATEGIES[self.parts]
         under = {label: compartments.under(label) for label in self.class_counts}
         by_class = {label: Opened(own, own.composed(strategy)) for label, own in under.items()}
         return Opened(compartments, compartments.composed(strategy), self.class_counts, by_class)

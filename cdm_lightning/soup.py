@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
+from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import Network, denoise
@@ -19,6 +20,7 @@ from cdm_lightning.prompts import Full, LoRA, Prompt, Tokens
 from cdm_lightning.strategy import Strategy
 
 State = Mapping[str, Tensor]
+LABELS = "labels"  # the name of a prompt's label tokens
 
 
 class Soup(Compartments):
@@ -38,7 +40,7 @@ class Soup(Compartments):
         """Return the soup of opened compartments.
 
         Raises:
-            BadInput: not all have a prompt, of one kind and without class labels.
+            BadInput: not all have a prompt, of one kind and with the same classes.
         """
         soup = cls(
             opened.backbone,
@@ -48,9 +50,13 @@ class Soup(Compartments):
             opened.sigma_switch,
             opened.preconditioning,
         )
-        prompts = checked({source: own.prompt for source, own in opened.compartments.items()})
+        prompts = checked(opened.compartments)
         soup.prompt = averaged(opened.backbone, prompts, list(opened.prior().values()))
         return soup
+
+    def under(self, label: str) -> "Soup":
+        """Return the soup under a class, weighed by the sources' numbers of images of it; see `Compartments.under`."""
+        return Soup.of(super().under(label))
 
     @property
     def can_finish(self) -> bool:
@@ -64,7 +70,8 @@ class Soup(Compartments):
     def finisher(self, rows: int) -> Network:
         """Return the network of `rows` images: the backbone with the averaged prompt."""
         first = torch.zeros(rows, dtype=torch.long, device=next(self.prompt.parameters()).device)
-        return type(self.prompt).network(self.backbone, [self.prompt], first, first)
+        label = torch.full_like(first, next(iter(self.compartments.values())).label)
+        return type(self.prompt).network(self.backbone, [self.prompt], first, label)
 
     def without_draft(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D(x; sigma) of a plain backbone."""
@@ -83,14 +90,14 @@ class SoupDenoiser(ComposedDenoiser):
         return super().__call__(x, sigma)
 
 
-def checked(prompts: Mapping[str, Prompt | None]) -> list[Prompt]:
+def checked(compartments: Mapping[str, Compartment]) -> list[Prompt]:
     """Return the prompts, in their order.
 
     Raises:
-        BadInput: not all sources have one, or they differ in kind, or have class labels.
+        BadInput: not all sources have one, or they differ in kind or in their classes.
     """
-    there = [prompt for prompt in prompts.values() if prompt is not None]
-    without = [source for source, prompt in prompts.items() if prompt is None]
+    there = [own.prompt for own in compartments.values() if own.prompt is not None]
+    without = [source for source, own in compartments.items() if own.prompt is None]
     if without:
         raise BadInput(
             f"the row 'soup' averages prompts, but source '{without[0]}' has none: leave out the row, or fit with "
@@ -98,8 +105,14 @@ def checked(prompts: Mapping[str, Prompt | None]) -> list[Prompt]:
         )
     if len(kinds := sorted({prompt.kind for prompt in there})) > 1:
         raise BadInput(f"the row 'soup' averages prompts of one kind, but there are {' and '.join(kinds)}")
-    if any(prompt.labels is not None for prompt in there):
-        raise BadInput("the row 'soup' has no classes, but prompts were fitted with model.class_labels: leave it out")
+    classes = {source: sorted(own.classes) for source, own in compartments.items()}
+    first, *others = classes
+    other = next((source for source in others if classes[source] != classes[first]), None)
+    if other is not None:
+        raise BadInput(
+            f"the row 'soup' averages class by class, but source '{first}' has {', '.join(classes[first]) or 'none'} "
+            f"and source '{other}' has {', '.join(classes[other]) or 'none'}: leave out the row"
+        )
     return there
 
 
@@ -121,11 +134,13 @@ def averaged(backbone: Backbone, prompts: Sequence[Prompt], shares: Sequence[flo
 
 
 def joined_ranks(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Return `down` [sum of ranks, in] as they are and `up` [out, sum of ranks] times lambda_i, by layer."""
-    joined = {}
+    """Return `down` [sum of ranks, in] and lambda_i `up` [out, sum of ranks] by layer, and the mean of the labels."""
+    joined: dict[str, Tensor] = {}
     for name in states[0]:
         matrices = [state[name] for state in states]
-        if name.startswith("down."):
+        if name == LABELS:
+            joined |= mean([{LABELS: table} for table in matrices], shares)
+        elif name.startswith("down."):
             joined[name] = torch.cat(matrices)
         else:
             joined[name] = torch.cat([share * up for share, up in zip(shares, matrices, strict=True)], dim=1)

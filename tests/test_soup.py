@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cdm_lightning.cli import main
+from cdm_lightning.compartment import ClassForm, Compartment
 from cdm_lightning.denoiser import denoise, guided_denoise
 from cdm_lightning.errors import BadInput
+from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.prompts import KINDS, Full, LoRA, Prompt, Tokens
 from cdm_lightning.prompts.lora import linear_layers
@@ -34,6 +36,21 @@ def made(kind: str, seed: int) -> Prompt:
     own = stirred(prompt(kind), seed)
     assert isinstance(own, Prompt)
     return own
+
+
+def part(own: Prompt | None, *labels: str) -> Compartment:
+    """Return a compartment with a prompt and classes."""
+    form = Gaussians.fit(torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(1)), seed=0, rank=3)
+    return Compartment(9, form, form, own, {label: ClassForm(3, form, form) for label in labels})
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@torch.no_grad()
+def test_labels_are_averaged(kind: str) -> None:
+    one, two = stirred(prompt(kind, 2), 1), stirred(prompt(kind, 2), 2)
+    soup = averaged(network(), [one, two], SHARES)  # type: ignore[list-item]
+    expected = SHARES[0] * one.labels + SHARES[1] * two.labels  # type: ignore[operator]
+    torch.testing.assert_close(soup.labels, expected)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -76,11 +93,11 @@ def test_parameters_are_the_means(kind: str) -> None:
 
 def test_what_cannot_be_averaged_is_told() -> None:
     with pytest.raises(BadInput, match="source 'b' has none"):
-        checked({"a": made("lora", 1), "b": None})
+        checked({"a": part(made("lora", 1)), "b": part(None)})
     with pytest.raises(BadInput, match="of one kind, but there are lora and tokens"):
-        checked({"a": made("lora", 1), "b": made("tokens", 1)})
-    with pytest.raises(BadInput, match="has no classes"):
-        checked({"a": prompt("lora", 2)})
+        checked({"a": part(made("lora", 1)), "b": part(made("tokens", 1))})
+    with pytest.raises(BadInput, match="source 'a' has cat, dog and source 'b' has dog: leave out"):
+        checked({"a": part(made("lora", 1), "dog", "cat"), "b": part(made("lora", 1), "dog")})
     with pytest.raises(BadInput, match="different numbers of tokens"):
         averaged(network(), [made("tokens", 1), Tokens(network(), 3, 0, torch.Generator())], SHARES)
 
