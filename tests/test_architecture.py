@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "validate_command",
         "evaluate_command",
         "restore_command",
+        "attribute_command",
         "forget_command",
         "forget_samples_command",
         "verify_forgotten_command",
@@ -34,6 +35,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "generation",
         "attribution",
+        "coalitions",
+        "credit_methods",
+        "attribution_report",
+        "credit_bars",
         "evaluation",
         "extractors",
         "feature_sums",
@@ -101,6 +106,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "images",
         "seeding",
+        "shapley",
+        "source_colours",
         "strategy",
         "json_option",
         "interpolation",
@@ -122,6 +129,7 @@ MAY_IMPORT_PACKAGES = (
     "evaluate_command",
     "forget_command",
     "forget_samples_command",
+    "attribute_command",
     "given_images",
     "evaluation_images",
 )  # the only ones that know datamodules and callbacks
