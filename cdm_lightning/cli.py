@@ -111,7 +111,7 @@ def run_sample(arguments: list[str]) -> None:
     from cdm_lightning.source_choice import chosen_sources
 
     settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
-    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out))
+    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out), config.annotate)
     print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
 
@@ -125,6 +125,7 @@ def sample_parser() -> Parser:
     parser.add_argument("--store", type=str, required=True, help="the store")
     add_source_options(parser)
     parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
+    parser.add_argument("--annotate", action="store_true", help="draw a bar of credits below each image of grid.png")
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     parser.add_class_arguments(Settings)
     return parser
