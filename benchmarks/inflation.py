@@ -4,8 +4,8 @@
 
 One source's images are changed as a cheat would, its closed form is fitted anew, and held-out images of all sources are
 credited. A cell is the mean credit of that source, for `loo` and `shapley` the share of what is positive: on its own
-held-out images, on those of a source that is imitated, and on those of all others. Exact copies are no row: shards count
-an image once.
+held-out images, on those of a source that is imitated, and on those of all others. Exact copies are no row: shards
+count an image once.
 """
 
 import argparse
