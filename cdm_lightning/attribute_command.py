@@ -2,35 +2,33 @@
 
 import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cdm_lightning.attribution import IMAGES, heldout_credits
+from cdm_lightning.attribution import heldout_credits
 from cdm_lightning.attribution_report import csv_rows, image_row
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.credit_bars import annotated
 from cdm_lightning.credit_methods import OF_COALITIONS, Credit, CreditSettings, credit
 from cdm_lightning.errors import BadInput
-from cdm_lightning.extractors import FeatureExtractor, open_extractor
-from cdm_lightning.fit_record import fit_record
+from cdm_lightning.extractors import open_extractor
 from cdm_lightning.generation import Settings, enlarged, finite_or_text
 from cdm_lightning.given_images import readable_images
 from cdm_lightning.images import encode_png, from_uint8
-from cdm_lightning.near_copies import nearest
+from cdm_lightning.json_option import check_place
+from cdm_lightning.nearest_images import Shards
 from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.source_choice import add_source_options, chosen_sources
-from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, Store
+from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
-from cdm_lightning.validate_command import add_image_options, place_of_images
+from cdm_lightning.validate_command import add_image_options
 from cdm_lightning.versions import versions
-from datamodules import ShardDataModule
-from datamodules.names import HELDOUT, TRAIN
 
 PACKAGES = ("cdm_lightning", "torch", "pillow", "timm")
 COLUMNS = 8  # images in a row of the picture
@@ -56,7 +54,9 @@ def attribute_parser() -> Parser:
         "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
     )
     parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - {"batch_size", "device"})
-    parser.add_argument("--picture", type=str | None, default=None, help="PNG file of the images and their credits")
+    parser.add_argument(
+        "--picture", "--out", type=str | None, default=None, help="PNG file of the images and their credits"
+    )
     parser.add_argument("--csv", type=str | None, default=None, help="CSV file, a line per image and source")
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     return parser
@@ -67,9 +67,7 @@ def check(config: Any) -> None:
     if config.nearest < 0:
         raise BadInput(f"--nearest is {config.nearest}; expected a number of images, or 0 for none")
     for name in FILES:
-        path = config[name]
-        if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise BadInput(f"--{name} {path} is no place for a file: name a file in a folder that is there")
+        check_place(name, config[name])
 
 
 def attribute(config: Any) -> dict[str, Any]:
@@ -89,26 +87,14 @@ def attribute(config: Any) -> dict[str, Any]:
     compartments = open_compartments(store, sources, sigma_switch=None, device=config.device)
     credits = list(_credits(compartments, given.pixels, settings, config))
     rows = [image_row(compartments, settings, one, k) for one in credits for k in range(one.value.shape[1])]
-    evaluations = compartments.evaluations / len(rows)
     for row, name in zip(rows, given.names, strict=True):
         row["image"] = name
-    if shards.root is not None and config.nearest:
-        _add_nearest(rows, given.pixels, shards, config.nearest, extractor)
-    report = {
-        "store": str(store.path),
-        "sources": list(compartments),
-        **asdict(settings),
-        "unit": "nats" if settings.method in OF_COALITIONS else "share",
-        "sigma": compartments.public.calibration.floor,
-        "sigma_switch": finite_or_text(compartments.sigma_switch),
-        "network_evaluations_per_image": evaluations,
+    if config.nearest:
+        shards.add_nearest(rows, given.pixels, config.nearest, extractor)
+    report = _circumstances(store, compartments, settings, len(rows)) | {
         "root": None if shards.root is None else str(shards.root),
         "extractor": config.extractor,
         **_informative(compartments, shards.heldout, config.device),
-        "backbone_sha256": store.info.backbone_sha256,
-        "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in compartments},
-        "versions": versions(*PACKAGES),
-        "threads": torch.get_num_threads(),
         "images": rows,
         "refused": given.refused,
     }
@@ -116,46 +102,28 @@ def attribute(config: Any) -> dict[str, Any]:
     return report
 
 
+def _circumstances(store: Store, compartments: Compartments, settings: CreditSettings, images: int) -> dict[str, Any]:
+    """Return what the credits of some images depend on, and what they cost."""
+    return {
+        "store": str(store.path),
+        "sources": list(compartments),
+        **asdict(settings),
+        "unit": "nats" if settings.method in OF_COALITIONS else "share",
+        "sigma": compartments.public.calibration.floor,
+        "sigma_switch": finite_or_text(compartments.sigma_switch),
+        "network_evaluations_per_image": compartments.evaluations / images,
+        "backbone_sha256": store.info.backbone_sha256,
+        "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in compartments},
+        "versions": versions(*PACKAGES),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _credits(compartments: Compartments, pixels: Tensor, settings: CreditSettings, config: Any) -> Iterator[Credit]:
     """Yield the credit of each batch of images."""
     for some in pixels.split(config.batch_size):
         with torch.inference_mode():
             yield credit(compartments, from_uint8(some).to(config.device), settings)
-
-
-@dataclass(frozen=True)
-class Shards:
-    """The images of the sources, if there is a folder of their shards.
-
-    Attributes:
-        root: that folder, or None.
-        data: reads it.
-        heldout: uint8 [n, channel, height, width] by source.
-    """
-
-    root: Path | None = None
-    data: ShardDataModule | None = None
-    heldout: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, config: Any, store: Store, sources: list[str]) -> "Shards":
-        """Return those that a command line names, or those of the fit, if they are where they were.
-
-        Raises:
-            BadInput: `--root` is no folder, or has no shards of these sources.
-            ShardError: the shards are not what their manifest says, or hold images of another size.
-        """
-        record = fit_record(store)
-        if config.root is None and not (record.root and Path(record.root).is_dir()):
-            return cls()
-        root, exclude = place_of_images(config, record, store)
-        channels, size, _ = store.info.image_shape
-        data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-        data.forgotten = store.path / EXCLUSIONS
-        there = [source for source in sources if source in data.available_sources()]
-        if config.root is not None and not there:
-            raise BadInput(f"--root, '{root}', has no shards of {', '.join(sources)}: give the folder of their shards")
-        return cls(root, data, {source: data.images(source, HELDOUT)[1][:IMAGES] for source in there})
 
 
 def _informative(compartments: Compartments, heldout: dict[str, Tensor], device: str) -> dict[str, Any]:
@@ -166,27 +134,6 @@ def _informative(compartments: Compartments, heldout: dict[str, Tensor], device:
     if found is None:
         return {"informative": None, "heldout": None}
     return {"informative": found.credits.informative, "heldout": found.credits.scalars()}
-
-
-def _add_nearest(
-    rows: list[dict[str, Any]], pixels: Tensor, shards: Shards, k: int, extractor: FeatureExtractor | None
-) -> None:
-    """Add to each row the nearest training images of the source that is credited most: their keys and distances."""
-    assert shards.data is not None
-    there = shards.data.available_sources()
-    for source in sorted({row["credited"] for row in rows} & set(there)):
-        mine = torch.tensor([row["credited"] == source for row in rows])
-        keys, training, _ = shards.data.images(source, TRAIN)
-        if not keys:
-            continue
-        spaces = {"pixels": nearest(pixels[mine], training, k)}
-        if extractor is not None:
-            spaces[extractor.name] = nearest(extractor(pixels[mine]), extractor(training), k)
-        own = [row for row in rows if row["credited"] == source]
-        for space, found in spaces.items():
-            for row, index, distance in zip(own, found.index.tolist(), found.distance.tolist(), strict=True):
-                pairs = zip(index, distance, strict=True)
-                row.setdefault("nearest", {})[space] = [{"key": keys[i], "distance": round(d, 6)} for i, d in pairs]
 
 
 def _write(config: Any, store: Store, report: dict[str, Any], pixels: Tensor, credits: list[Credit]) -> None:

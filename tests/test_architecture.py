@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluate_command",
         "restore_command",
         "attribute_command",
+        "nearest_images",
         "forget_command",
         "forget_samples_command",
         "verify_forgotten_command",
@@ -130,6 +131,7 @@ MAY_IMPORT_PACKAGES = (
     "forget_command",
     "forget_samples_command",
     "attribute_command",
+    "nearest_images",
     "given_images",
     "evaluation_images",
 )  # the only ones that know datamodules and callbacks
