@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib import colormaps
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cdm_lightning.images import to_uint8
-from cdm_lightning.seeding import stable_hash
+from cdm_lightning.source_colours import colours
 
 
 def image_rows(rows: dict[str, Tensor], title: str, sources: Sequence[str]) -> Figure:
@@ -54,18 +53,6 @@ def path_rows(paths: Tensor, sigmas: Sequence[float], sigma_switch: float) -> Fi
     axis.set_title("from noise to image", fontsize=10)
     figure.tight_layout()
     return figure
-
-
-def colours(sources: Sequence[str]) -> list[tuple[float, float, float]]:
-    """Return one colour per source, which follows from its name unless another source has taken it."""
-    palette: list[tuple[float, float, float]] = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    places: list[int] = []
-    for source in sources:
-        place = stable_hash("colour", source) % len(palette)
-        while place in places and len(places) < len(palette):
-            place = (place + 1) % len(palette)
-        places.append(place)
-    return [palette[place] for place in places]
 
 
 def paint_ticks(axis: Axis, sources: Sequence[str]) -> None:

@@ -27,12 +27,18 @@ def credits_of(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int 
         sigma: the noise level; at the floor of the calibration it says most.
         seed: of the draws, which are the same for every image.
     """
+    return credits_by_draw(composed, x_0, sigma, credit_noise(x_0, DRAWS, seed)).mean(0)
+
+
+def credit_noise(x_0: Tensor, draws: int, seed: int) -> list[Tensor]:
+    """Return the noise draws of credits, each shaped as an image of `x_0`; the first ones do not depend on how many."""
+    return [torch.randn(x_0.shape[1:], generator=generator(seed, "credits", draw)).to(x_0) for draw in range(draws)]
+
+
+def credits_by_draw(composed: ComposedDenoiser, x_0: Tensor, sigma: float, draws: Sequence[Tensor]) -> Tensor:
+    """Return w(x_0 + sigma * noise; sigma) [draw, source, batch] for each noise of `draws`, shaped as an image."""
     level = x_0.new_full((len(x_0),), sigma)
-    total = torch.zeros(len(composed.sources), len(x_0), device=x_0.device)
-    for draw in range(DRAWS):
-        noise = torch.randn(x_0.shape[1:], generator=generator(seed, "credits", draw)).to(x_0)
-        total += composed.weights(x_0 + sigma * noise, level)
-    return total / DRAWS
+    return torch.stack([composed.weights(x_0 + sigma * noise, level) for noise in draws])
 
 
 def weights_at(composed: ComposedDenoiser, x_0: Tensor, sigma: float, seed: int = 0) -> Tensor:

@@ -29,6 +29,7 @@ commands:
   shards    write the images of every source as WebDataset tars
   sample    sample images from chosen sources of a store, with each image's credits
   restore   fill in unknown pixels of given images, or denoise them, with each image's credits
+  attribute say to which sources given images are credited, and how sure that is
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
   forget    remove every trace of a source from a store, and say what is out of reach
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> int:
         "shards": run_shards,
         "sample": run_sample,
         "restore": run_restore,
+        "attribute": run_attribute,
         "validate": run_validate,
         "evaluate": run_evaluate,
         "forget": run_forget,
@@ -109,7 +111,7 @@ def run_sample(arguments: list[str]) -> None:
     from cdm_lightning.source_choice import chosen_sources
 
     settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
-    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out))
+    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out), config.annotate)
     print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
 
@@ -123,6 +125,7 @@ def sample_parser() -> Parser:
     parser.add_argument("--store", type=str, required=True, help="the store")
     add_source_options(parser)
     parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
+    parser.add_argument("--annotate", action="store_true", help="draw a bar of credits below each image of grid.png")
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     parser.add_class_arguments(Settings)
     return parser
@@ -137,6 +140,24 @@ def run_restore(arguments: list[str]) -> None:
     report = restore_images(config)
     print(f"{len(report['images'])} restored images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
+
+
+def run_attribute(arguments: list[str]) -> None:
+    """`attribute`: see `cdm_lightning.credit_methods`.
+
+    Raises:
+        BadInput: after all is done, if an image could not be used.
+    """
+    from cdm_lightning.attribute_command import attribute, attribute_parser
+    from cdm_lightning.attribution_report import said
+
+    config = attribute_parser().parse_args(arguments)
+    check_json(config.json)
+    report = attribute(config)
+    print(said(report))
+    _write_report(config.json, report)
+    if refused := report["refused"]:
+        raise BadInput(f"{len(refused)} of the images could not be used: {'; '.join(refused.values())}")
 
 
 def run_validate(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cdm_lightning.attribution import credits_of
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
+from cdm_lightning.credit_bars import annotated
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guidance import GuidedDenoiser, check_guidance
@@ -132,8 +133,17 @@ def sample_batch(
     return Batch(images, drawn, course)
 
 
-def generate(store_path: Path, sources: str | list[str], settings: Settings, out: Path) -> dict[str, Any]:
+def generate(
+    store_path: Path, sources: str | list[str], settings: Settings, out: Path, annotate: bool = False
+) -> dict[str, Any]:
     """Sample into the folder `out`: 00000.png, ..., grid.png and credits.json; return what credits.json holds.
+
+    Args:
+        store_path: the store.
+        sources: `all`, or names.
+        settings: how.
+        out: the folder.
+        annotate: whether grid.png also shows a bar of credits below each image.
 
     Raises:
         BadInput: the store, a source, or a setting cannot be used.
@@ -151,8 +161,7 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
         batch = sample_batch(model, store.info.image_shape, indices, settings)
-        images = to_uint8(batch.images)
-        pictures.append(images.cpu())
+        pictures.append(to_uint8(batch.images).cpu())
         rows += image_rows(composed, batch, indices, floor, settings.seed)
     report = {
         "store": str(store_path),
@@ -164,7 +173,8 @@ def generate(store_path: Path, sources: str | list[str], settings: Settings, out
         "torch": torch.__version__,
         "images": rows,
     }
-    write_pictures(out, torch.cat(pictures), report)
+    images = torch.cat(pictures)
+    write_pictures(out, images, report, credited_grid(images, report) if annotate else None)
     return report
 
 
@@ -222,6 +232,12 @@ def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Ten
         (out / f"{k:05d}.png").write_bytes(encode_png(image))
     (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
     (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:
+    """Return a near-square grid of images, uint8 [n, channel, height, width], with the credits that a report holds."""
+    shares = torch.tensor([[row["credits"][source] for row in report["images"]] for source in report["sources"]])
+    return annotated(enlarged(images), shares, report["sources"], math.ceil(math.sqrt(len(images))))
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -1,43 +1,115 @@
 """Images and masks that a user gives: read as the images of the shards were, cut to the square and resized."""
 
-from collections.abc import Sequence
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cdm_lightning.errors import BadInput, did_you_mean
-from cdm_lightning.images import as_tensor, crop_and_resize
+from cdm_lightning.images import as_tensor, crop_and_resize, open_image
 from datamodules.encoding import convert
 from datamodules.files import SUFFIXES, load_file
+from datamodules.tars import DAMAGE
 
 MASKS = ("left", "right", "top", "bottom", "centre")
 HALF = 128  # grey levels from here on are white
+TAR = ".tar"
+Load = Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images that were read.
+
+    Attributes:
+        names: of the images: a path, or the path of a tar and the name in it.
+        pixels: uint8 [image, channel, height, width], as shards hold them.
+        refused: why others could not be used, by name.
+    """
+
+    names: list[str]
+    pixels: Tensor
+    refused: dict[str, str]
 
 
 def read_images(paths: Sequence[str], shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
     """Return the names of the images and their pixels, uint8 [image, channel, height, width], as shards hold them.
 
     Raises:
-        BadInput: a path is no image and no folder of images, or an image cannot be decoded.
+        BadInput: a path is no image and no folder or tar of images, or an image cannot be decoded.
     """
-    files = [file for path in paths for file in _files(Path(path))]
-    return [str(file) for file in files], torch.stack([_read(file, shape[0], shape[1]) for file in files])
+    given = [one for path in paths for one in _given(Path(path))]
+    return [name for name, _ in given], torch.stack([_pixels(name, load, shape) for name, load in given])
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the images that a path names: itself, or all below it in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+def readable_images(paths: Sequence[str], shape: tuple[int, int, int]) -> GivenImages:
+    """Return those of the images that can be read, and why others cannot; see `read_images`.
+
+    Raises:
+        BadInput: there is none.
+    """
+    found, refused = dict[str, Tensor](), dict[str, str]()
+    for path in paths:
+        try:
+            for name, load in _given(Path(path)):
+                try:
+                    found[name] = _pixels(name, load, shape)
+                except BadInput as error:
+                    refused[name] = str(error)
+        except BadInput as error:
+            refused[path] = str(error)
     if not found:
-        raise BadInput(f"{path} is a folder without {', '.join(SUFFIXES)} images: name images, or a folder of them")
-    return found
+        raise BadInput(f"no image can be used: {'; '.join(refused.values())}")
+    return GivenImages(list(found), torch.stack(list(found.values())), refused)
 
 
-def _read(file: Path, channels: int, size: int) -> Tensor:
-    return as_tensor(crop_and_resize(convert(load_file(file), channels, str(file)), size), channels)
+def _given(path: Path) -> Iterator[tuple[str, Load]]:
+    """Yield name and loader of each image that a path names: itself, all below it or all in it, by name."""
+    if path.suffix.lower() == TAR and path.is_file():
+        yield from _in_tar(path)
+    elif not path.is_dir():
+        yield str(path), partial(load_file, path)
+    else:
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            raise BadInput(f"{path} is a folder without {', '.join(SUFFIXES)} images: name images, or a folder of them")
+        yield from ((str(file), partial(load_file, file)) for file in found)
+
+
+def _in_tar(path: Path) -> Iterator[tuple[str, Load]]:
+    """Yield the images of a tar in its order; nothing is unpacked. Other members are passed over."""
+    images = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
+                    images += 1
+                    yield f"{path}:{member.name}", partial(_load_bytes, file.read(), f"{path}:{member.name}")
+    except DAMAGE as error:
+        raise BadInput(
+            f"{path} cannot be read ({str(error) or type(error).__name__}): expected a tar, not compressed"
+        ) from error
+    if not images:
+        raise BadInput(f"{path} is a tar without {', '.join(SUFFIXES)} images: name images, or a tar of them")
+
+
+def _load_bytes(data: bytes, name: str) -> Image.Image:
+    try:
+        return open_image(io.BytesIO(data))
+    except ValueError as error:
+        raise BadInput(f"{name} cannot be used: {error}") from error
+
+
+def _pixels(name: str, load: Load, shape: tuple[int, int, int]) -> Tensor:
+    return as_tensor(crop_and_resize(convert(load(), shape[0], name), shape[1]), shape[0])
 
 
 def read_mask(mask: str | None, shape: tuple[int, int, int]) -> Tensor:

@@ -9,8 +9,13 @@ from cdm_lightning.errors import BadInput
 
 def check_json(path: str | None) -> None:
     """Raise BadInput unless a file can be made at `path`, before there is anything to write."""
+    check_place("json", path)
+
+
+def check_place(option: str, path: str | None) -> None:
+    """Raise BadInput unless a file can be made at the `path` that an option names, or there is none."""
     if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise BadInput(f"--json {path} is no place for a file: name a file in a folder that is there")
+        raise BadInput(f"--{option} {path} is no place for a file: name a file in a folder that is there")
 
 
 def write_json(path: str | None, data: Any) -> None:

@@ -177,7 +177,7 @@ def _is_path(event: str, values: tuple[Any, ...]) -> bool:
     return event == "open" and isinstance(values[0], str | Path)
 
 
-@pytest.mark.parametrize("command", ["sample", "validate", "evaluate", "restore"])
+@pytest.mark.parametrize("command", ["sample", "validate", "evaluate", "restore", "attribute"])
 def test_what_is_not_granted_is_never_opened(
     command: str, store: Path, workplace: Path, policy: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +192,10 @@ def test_what_is_not_granted_is_never_opened(
             *("--strategies", "routed", "public"),
         ],
         "restore": ["--out", str(tmp_path / "out"), "--sigma", "0.5", "--steps", "2", str(picture / "00000.png")],
+        "attribute": [
+            *("--root", str(workplace / "shards"), "--method", "shapley", "--utility", "network", "--draws", "2"),
+            *("--csv", str(tmp_path / "c.csv"), str(picture / "00000.png")),
+        ],
     }
     OPENED.clear()
     user = ["--user", "ann", "--policy", str(policy)]

@@ -19,6 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "validate_command",
         "evaluate_command",
         "restore_command",
+        "attribute_command",
+        "nearest_images",
         "forget_command",
         "forget_samples_command",
         "verify_forgotten_command",
@@ -34,6 +36,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "generation",
         "attribution",
+        "coalitions",
+        "credit_methods",
+        "attribution_report",
+        "credit_bars",
         "evaluation",
         "extractors",
         "feature_sums",
@@ -102,6 +108,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "images",
         "seeding",
+        "shapley",
+        "source_colours",
         "strategy",
         "json_option",
         "interpolation",
@@ -123,6 +131,8 @@ MAY_IMPORT_PACKAGES = (
     "evaluate_command",
     "forget_command",
     "forget_samples_command",
+    "attribute_command",
+    "nearest_images",
     "given_images",
     "evaluation_images",
 )  # the only ones that know datamodules and callbacks

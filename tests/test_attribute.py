@@ -1,0 +1,209 @@
+"""The command `attribute`. Oracles: credits of `sample`, files that are written, loops, and sentences."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdm_lightning.cli import main
+from cdm_lightning.credit_bars import annotated
+from cdm_lightning.images import decode_image, encode_png
+from cdm_lightning.near_copies import nearest
+from cdm_lightning.source_colours import colours
+from datamodules import ShardDataModule
+from tests.dummy_extractor import pictures
+
+SOURCES = ["digit0", "digit1", "digit2"]
+
+
+@pytest.fixture(scope="module")
+def sampled(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of four sampled images with their credits."""
+    out = tmp_path_factory.mktemp("sampled")
+    where = ["--store", str(store), "--out", str(out), "--steps", "4", "--n", "4"]
+    assert main(["sample", *where, "--sources", "all", "--annotate"]) == 0
+    return out
+
+
+def attribute(store: Path, out: Path, *options: str, code: int = 0) -> Any:
+    """Run the command and return its report."""
+    where = ["--store", str(store), "--json", str(out / "report.json")]
+    assert main(["attribute", *where, *options]) == code
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_sampled_image_gets_the_credits_that_it_was_sampled_with(store: Path, sampled: Path, tmp_path: Path) -> None:
+    """But for the rounding to grey levels."""
+    files = [str(sampled / f"{k:05d}.png") for k in range(4)]
+    report = attribute(store, tmp_path, "--sources", "all", *files)
+    expected = json.loads((sampled / "credits.json").read_text())["images"]
+    assert [row["image"] for row in report["images"]] == files
+    for row, known in zip(report["images"], expected, strict=True):
+        assert row["credits"] == pytest.approx(known["credits"], abs=0.02)
+        assert sum(row["credits"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["credited"] == max(known["credits"], key=known["credits"].__getitem__)
+        assert all(low <= row["value"][s] <= high for s, (low, high) in row["interval"].items())
+    assert report["network_evaluations_per_image"] == 0
+    assert report["informative"] is True
+    assert report["heldout"]["cross_entropy"] < 1.0986
+
+
+@pytest.mark.parametrize("method", ["weights", "gaussians", "network", "loo", "shapley"])
+@pytest.mark.parametrize("utility", ["gaussians", "network"])
+def test_every_method_says_what_it_cost(method: str, utility: str, store: Path, sampled: Path, tmp_path: Path) -> None:
+    """`network`: 8 levels, a pair of draws each. A game by networks: those of 12 levels that lie below the switch."""
+    if utility == "network" and method not in ("loo", "shapley"):
+        return
+    image, csv_file = str(sampled / "00000.png"), tmp_path / "c.csv"
+    options = ["--method", method, "--utility", utility, "--draws", "2", "--csv", str(csv_file)]
+    report = attribute(store, tmp_path, "--sources", "all", image, *options)
+    (row,) = report["images"]
+    below = [s for s in _levels(report["sigma"]) if s < report["sigma_switch"]]
+    expected = {("network", "gaussians"): 3 * 2 * 2 * 8, ("shapley", "network"): 4 * 2 * len(below)}
+    expected["loo", "network"] = expected["shapley", "network"]
+    assert report["network_evaluations_per_image"] == expected.get((method, utility), 0)
+    assert report["unit"] == ("nats" if method in ("loo", "shapley") else "share")
+    if method == "shapley":
+        assert row["total"] == pytest.approx(sum(row["value"].values()), abs=1e-4)
+    lines = list(csv.DictReader(csv_file.open()))
+    assert [line["source"] for line in lines] == SOURCES
+    assert [float(line["value"]) for line in lines] == list(row["value"].values())
+    assert {line["informative"] for line in lines} == {"true"}
+
+
+def _levels(floor: float) -> list[float]:
+    return [floor * (80 / floor) ** ((k + 0.5) / 12) for k in range(12)]
+
+
+def png(levels: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_folders_and_tars_are_read_and_what_is_no_image_is_named(
+    store: Path, sampled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Colour and size are those of the store, as in `restore`; the others are credited; the exit code is 2."""
+    folder, tar = tmp_path / "folder", tmp_path / "some.tar"
+    folder.mkdir()
+    shutil.copy(sampled / "00000.png", folder / "a.png")
+    colour = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    (folder / "b.jpg").write_bytes(b"no image")
+    with tarfile.open(tar, "w") as file:
+        for name, data in (("x/c.png", png(colour)), ("x/c.json", b"{}"), ("d.png", b"no image")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(tar.read_bytes()[:700])
+    given = [str(folder), str(tar), str(cut), str(tmp_path / "none.png")]
+    report = attribute(store, tmp_path, "--sources", "all", *given, code=2)
+    assert [row["image"] for row in report["images"]] == [f"{folder}/a.png", f"{tar}:x/c.png"]
+    assert set(report["refused"]) == {f"{folder}/b.jpg", f"{tar}:d.png", str(cut), str(tmp_path / "none.png")}
+    said = capsys.readouterr().err
+    assert "4 of the images could not be used: " in said
+    for name in report["refused"]:
+        assert name in said
+    assert "there is no such file" in report["refused"][given[3]]
+    assert main(["attribute", "--store", str(store), "--sources", "all", given[3]]) == 2
+    assert "no image can be used: " in capsys.readouterr().err
+
+
+def test_the_nearest_training_images_are_those_of_a_loop(store: Path, sampled: Path, workplace: Path) -> None:
+    where, files = str(workplace / "shards"), [str(sampled / f"{k:05d}.png") for k in range(4)]
+    options = ["--sources", "all", "--root", where, "--extractor", "effnet-lite0", "--nearest", "2"]
+    report = attribute(store, sampled, *options, *files)
+    data = ShardDataModule(where, image_size=8, channels=1)
+    for row in report["images"]:
+        keys, training, _ = data.images(row["credited"], "train")
+        own = decode_image(Path(row["image"]).read_bytes(), (1, 8, 8))
+        distances = (own.double() - training.double()).square().flatten(1).mean(1).sqrt().tolist()
+        slow = sorted(zip(distances, keys, strict=True))
+        assert [one["distance"] for one in row["nearest"]["pixels"]] == pytest.approx([d for d, _ in slow[:2]])
+        assert row["nearest"]["pixels"][0]["key"] == slow[0][1]
+        assert len(row["nearest"]["effnet-lite0"]) == 2
+
+
+def test_a_training_image_is_its_own_nearest(store: Path, workplace: Path, tmp_path: Path) -> None:
+    keys, training, _ = ShardDataModule(str(workplace / "shards"), image_size=8, channels=1).images("digit0", "train")
+    (tmp_path / "own.png").write_bytes(encode_png(training[3]))
+    options = ["--sources", "digit0", "--root", str(workplace / "shards"), "--extractor", "effnet-lite0"]
+    report = attribute(store, tmp_path, *options, str(tmp_path / "own.png"))
+    for space in ("pixels", "effnet-lite0"):
+        assert report["images"][0]["nearest"][space][0] == {"key": keys[3], "distance": 0.0}
+    assert report["images"][0]["credits"] == {"digit0": 1.0}
+    assert report["informative"] is False  # one source: nothing can be known
+
+
+@pytest.mark.parametrize("rows", [2048, 3])
+def test_the_k_nearest_are_those_of_a_sorted_loop(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdm_lightning.near_copies.ROWS", rows)
+    images, training = pictures(5, 0), pictures(8, 1)
+    found = nearest(images, training, 4)
+    for image, index, distance in zip(images, found.index, found.distance, strict=True):
+        slow = sorted((float((image.double() - t.double()).square().mean().sqrt()), k) for k, t in enumerate(training))
+        assert index.tolist() == [k for _, k in slow[:4]]
+        assert distance.tolist() == pytest.approx([d for d, _ in slow[:4]], rel=1e-12)
+    assert nearest(images, training, 20).index.shape == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nearest", "-1"], "--nearest is -1; expected a number of images"),
+        (["--csv", "nowhere/x.csv"], "--csv nowhere/x.csv is no place for a file"),
+        (["--picture", "."], "--picture . is no place for a file"),
+        (["--root", "nowhere"], "--root, 'nowhere', is no folder"),
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--draws", "1"], "--draws is 1"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    options: list[str], said: str, store: Path, sampled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--store", str(store), "--sources", "all", str(sampled / "00000.png")]
+    assert main(["attribute", *where, *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_bars_are_as_long_as_the_shares_in_the_colours_of_the_sources(store: Path, sampled: Path) -> None:
+    images = torch.full((2, 1, 40, 40), 200, dtype=torch.uint8)
+    nan = float("nan")
+    picture = annotated(images, torch.tensor([[0.25, nan], [0.75, nan], [0.0, nan]]), SOURCES, columns=2)
+    first, second = ([round(255 * part) for part in colour] for colour in colours(SOURCES)[:2])
+    bar = picture[:, 4 + 40 + 4, 4:44]
+    assert bar[:, :10].T.tolist() == [first] * 10
+    assert bar[:, 10:].T.tolist() == [second] * 30
+    assert 225 in picture[:, 48, picture.shape[2] // 2 :].unique().tolist()  # grey: there are no shares
+    assert (picture[:, 4:44, 4:44] == 200).all()
+
+
+def test_samples_are_annotated(store: Path, sampled: Path, tmp_path: Path) -> None:
+    """The picture has the colours of the sources; the images and credits are those without it."""
+    plain = ["--store", str(store), "--out", str(tmp_path / "s"), "--steps", "4", "--n", "4", "--sources", "all"]
+    assert main(["sample", *plain]) == 0
+    for name in ("00000.png", "credits.json"):
+        assert (sampled / name).read_bytes() == (tmp_path / "s" / name).read_bytes()
+    grid = Image.open(sampled / "grid.png")
+    assert (grid.mode, Image.open(tmp_path / "s" / "grid.png").mode) == ("RGB", "L")
+    found = {colour for _, colour in grid.getcolors(100000)}
+    assert {tuple(round(255 * part) for part in colour) for colour in colours(SOURCES)} <= found
+
+
+def test_a_picture_of_credits_is_written_and_noted(store: Path, sampled: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    options = ["--sources", "all", "--method", "shapley", "--picture", str(picture), str(sampled)]
+    attribute(store, tmp_path, *options)
+    assert Image.open(picture).mode == "RGB"
+    noted = (store / "runs" / "outputs.jsonl").read_text()
+    assert str(picture) in noted
+    assert str(tmp_path / "report.json") in noted
