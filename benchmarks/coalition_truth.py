@@ -22,7 +22,7 @@ from cdm_lightning.denoiser import SIGMA_MAX
 from cdm_lightning.evidence import RatioHead
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.seeding import generator
-from cdm_lightning.source_forms import fit_closed_form
+from cdm_lightning.source_forms import fit_untrained
 
 LOWEST, LEVELS, DRAWS = 0.1, 16, 4  # 64 draws of level and noise
 RIDGE = 1e-2
@@ -46,7 +46,7 @@ class Truth:
 
     def fitted(self, name: str, images: Tensor, clusters: int) -> Compartment:
         """Return a compartment of images, without a prompt."""
-        return Compartment(len(images), fit_closed_form(images, self.opened.public, clusters, self.seed, name))
+        return fit_untrained(images, self.opened.public, clusters, self.seed, name)
 
     def of(self, parts: Mapping[str, Compartment]) -> Compartments:
         """Return compartments on the backbone."""

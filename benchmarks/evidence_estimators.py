@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.evidence import NetworkEvidence, path_log_density
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.seeding import generator
-from cdm_lightning.source_forms import closed_form_of, fit_fine
+from cdm_lightning.source_forms import fit_untrained
 
 SIGMAS = (20.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 STEPS_BETWEEN = 4
@@ -76,10 +75,8 @@ def path_levels() -> Tensor:
 
 def pseudo_cast(compartments: Compartments, train: Mapping[str, Tensor], held_out: Sequence[Tensor], seed: int) -> Cast:
     """Return the classes of `public` as sources, by what is fitted on its training part and judged on the other."""
-    own, parts = compartments, {}
-    for name, x in train.items():
-        fine = fit_fine(x, own.public.rank, MOST_CLUSTERS, seed, name)
-        parts[name] = Compartment(len(x), closed_form_of(fine, len(x), own.public), fine)
+    own = compartments
+    parts = {name: fit_untrained(x, own.public, MOST_CLUSTERS, seed, name) for name, x in train.items()}
     opened = Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
     return Cast.of(opened, train, held_out, seed)
 

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
-from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.credit_methods import CreditSettings, credit
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.seeding import generator
-from cdm_lightning.source_forms import fit_closed_form
+from cdm_lightning.source_forms import fit_untrained
 from cdm_lightning.store import Store
 from datamodules import ShardDataModule
 
@@ -58,8 +57,8 @@ def cheats(own: Tensor, victim: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 def with_other(opened: Compartments, source: str, images: Tensor) -> Compartments:
     """Return the compartments with one that was fitted to other images, uint8."""
-    form = fit_closed_form(from_uint8(images), opened.public, MOST_CLUSTERS, 0, source)
-    parts, own = dict(opened.compartments) | {source: Compartment(len(images), form)}, opened
+    own, other = opened, fit_untrained(from_uint8(images), opened.public, MOST_CLUSTERS, 0, source)
+    parts = dict(own.compartments) | {source: other}
     return Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
 
 

@@ -1,13 +1,12 @@
 """Fit: the backbone on `public` if the store has none, then each source from its own data alone, one after another."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from cdm_lightning.card_making import card_of
-from cdm_lightning.compartment import Compartment
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.fit_checks import PUBLIC, backbone_settings, check_backbone, check_data, check_public_mix
 from cdm_lightning.images import from_uint8
@@ -17,7 +16,7 @@ from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import fit_public
 from cdm_lightning.ranks import is_rank_zero, wait_for_all
 from cdm_lightning.recipe import Recipe
-from cdm_lightning.source_forms import closed_form_of, drafts_of_source, fit_classes, fit_fine
+from cdm_lightning.source_forms import drafts_of_source, fit_classes, fit_untrained
 from cdm_lightning.store import Store
 from cdm_lightning.training import discard_checkpoint, train
 from cdm_lightning.validation import validate_composed
@@ -106,10 +105,9 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
     named = labels if settings["class_labels"] else []
     clock = Clock(phase)
     with clock.part("closed_form", f"closed form of {len(keys)} images"):
-        fine = fit_fine(x_0, public.rank, settings["clusters"], card.seed, phase.source)
-        closed_form = closed_form_of(fine, card.n, public)
+        untrained = fit_untrained(x_0, public, settings["clusters"], card.seed, phase.source)
         classes = fit_classes(x_0, named, public, settings["clusters"], card.seed, phase.source)
-        compartment = Compartment(card.n, closed_form, fine, classes=classes, public_mix=card.public_mix)
+        compartment = replace(untrained, n=card.n, classes=classes, public_mix=card.public_mix)
     folder = store.runs / "sources" / phase.source
     if card.steps:
         module.backbone.load_state_dict(backbone.state_dict())

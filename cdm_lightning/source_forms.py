@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cdm_lightning.compartment import ClassForm
+from cdm_lightning.compartment import ClassForm, Compartment
 from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.merging import groups_for, merged
@@ -30,6 +30,12 @@ def fit_fine(x_0: Tensor, rank: int, clusters: int, *seed: str | int) -> Gaussia
 def closed_form_of(fine: Gaussians, n: int, public: Public) -> Gaussians:
     """Return the closed form of n images from the Gaussians of their small clusters."""
     return merged(fine, n, groups_for([n]), public.closed_form, public.strength)
+
+
+def fit_untrained(x_0: Tensor, public: Public, clusters: int, *seed: str | int) -> Compartment:
+    """Return the compartment of these images, without a prompt and without classes; see `fit_fine`."""
+    fine = fit_fine(x_0, public.rank, clusters, *seed)
+    return Compartment(len(x_0), closed_form_of(fine, len(x_0), public), fine)
 
 
 def fit_classes(
