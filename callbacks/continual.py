@@ -54,8 +54,8 @@ def of_those_present(rows: Sequence[Row]) -> list[Row]:
 
 def matrix(rows: Sequence[Row]) -> Figure:
     """Draw the composed model's held-out error on every source after every event."""
-    title = f"held-out error of the composed model at sigma {COMPOSED_SIGMA:g}"
-    return history([row["heldout_error"] for row in rows], title, _labels(rows), AXIS)
+    title = f"held-out error of the composed\nmodel at sigma {COMPOSED_SIGMA:g}"
+    return history([row["heldout_error"] for row in rows], title, _labels(rows), AXIS, ".5f")
 
 
 def competition(rows: Sequence[Row]) -> Figure:
@@ -64,13 +64,13 @@ def competition(rows: Sequence[Row]) -> Figure:
         {source: 100 * (error / row["own_error"][source] - 1) for source, error in row["heldout_error"].items()}
         for row in rows
     ]
-    title = f"composed error over the source's own, in per cent, at sigma {COMPOSED_SIGMA:g}"
+    title = f"composed error over the source's\nown, per cent, at sigma {COMPOSED_SIGMA:g}"
     return history(shares, title, _labels(rows), AXIS, "+.2f")
 
 
 def accuracies(rows: Sequence[Row]) -> Figure:
     """Draw the share of every source's held-out images that are credited to it."""
-    title = "share of held-out images that are credited to their source"
+    title = "share of held-out images that are\ncredited to their source"
     return history([row["accuracy"] for row in rows], title, _labels(rows), AXIS, ".2f")
 
 

@@ -84,7 +84,8 @@ def continual(config: Namespace) -> dict[str, Any]:
         check_heldout(row, rows)
         rows.append(row)
         note_sources(store.runs / CONTINUAL_RUN, event.present)
-        log_row(store.runs / CONTINUAL_RUN, rows)
+        if fitted.trainer.logger is not False:
+            log_row(store.runs / CONTINUAL_RUN, rows)
         for output in (path, picture_of(path)):
             note_output(store.runs, output, event.present)
         matrix(rows).savefig(picture_of(path))

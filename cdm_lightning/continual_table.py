@@ -15,7 +15,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _matrix(record: dict[str, Any]) -> str:
-    arrived = [source for source in record["order"] if source in record["summary"]["compartments_constant"]]
+    arrived = _arrived(record)
     distance = "FID" if record["extractor"] == "inception" else "Frechet"
     scored = record["extractor"] != "none"
     head = [f"KID@{record['n']}", f"{distance}@{record['n']}"] if scored else []
@@ -25,6 +25,10 @@ def _matrix(record: dict[str, Any]) -> str:
         scores = _scores(row["scores"], record) if scored else []
         rows.append([row["event"], *errors, *scores, _cell(_mean(list(row["accuracy"].values())), ".1%")])
     return aligned(rows)
+
+
+def _arrived(record: dict[str, Any]) -> list[str]:
+    return [source for source in record["order"] if source in record["summary"]["compartments_constant"]]
 
 
 def _scores(scores: dict[str, float] | None, record: dict[str, Any]) -> list[str]:
@@ -38,14 +42,14 @@ def _scores(scores: dict[str, float] | None, record: dict[str, Any]) -> list[str
 def _split(record: dict[str, Any]) -> str:
     """Return, by source, what stayed the same in all its rows, and how much the composed error is above its own."""
     rows = [["source", "compartment", "in all rows", "own error", "in all rows", "composed: first", "last", "worst"]]
-    for source, constant in record["summary"]["compartments_constant"].items():
+    for source in _arrived(record):
         own = [row["own_error"][source] for row in record["rows"] if source in row["own_error"]]
         composed = [row["heldout_error"][source] for row in record["rows"] if source in row["heldout_error"]]
         hashes = [row["compartments_sha256"][source] for row in record["rows"] if source in row["sources"]]
         over = [100 * (error / alone - 1) for error, alone in zip(composed, own, strict=True)]
         errors = [_cell(own[-1], ".5f"), _same(len(set(own)) == 1)] if own else [NOTHING] * 2
         shares = [f"{over[0]:+.2f} %", f"{over[-1]:+.2f} %", f"{max(over):+.2f} %"] if over else [NOTHING] * 3
-        rows.append([source, hashes[-1][:SHOWN], _same(constant), *errors, *shares])
+        rows.append([source, hashes[-1][:SHOWN], _same(record["summary"]["compartments_constant"][source]), *errors, *shares])
     return aligned(rows)
 
 
