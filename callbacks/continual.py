@@ -47,9 +47,10 @@ def log_row(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def of_those_present(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows in which no source took part that has left since."""
+    """Return the rows in which no source took part that has left since; who left is not named."""
     gone = {source for row in rows for source in row["leave"]}
-    return [row for row in rows if not gone & set(row["sources"])]
+    shown = [row for row in rows if not gone & set(row["sources"])]
+    return [row | {"event": f"{len(row['leave'])} left"} if row["leave"] else row for row in shown]
 
 
 def matrix(rows: Sequence[Row]) -> Figure:

@@ -77,7 +77,7 @@ def continual(config: Namespace) -> dict[str, Any]:
     if len(rows) < len(events):
         check_images(recipe, events[max(len(rows) - 1, 0) :])
     extractor = recipe.quality[0].extractor if recipe.quality else None
-    course = Course(store, fitted, settings_of(fitted, recipe.device), extractor, len(config.order))
+    course = Course(store, recipe.parser, fitted, settings_of(fitted, recipe.device), extractor, len(config.order))
     for event in events[len(rows) :]:
         course.happen(event)
         row = course.measure(event)
@@ -99,6 +99,7 @@ class Course:
 
     Attributes:
         store: where sources arrive and leave.
+        parser: of `fit`.
         config: of `fit`.
         settings: how samples are made that are measured.
         extractor: what measures them, if anything does.
@@ -106,6 +107,7 @@ class Course:
     """
 
     store: Store
+    parser: Parser
     config: Namespace
     settings: Settings
     extractor: FeatureExtractor | None
@@ -116,7 +118,7 @@ class Course:
         if event.arrives is not None:
             config = self.config.clone()
             config.data.sources = [event.arrives]
-            fit(ConfiguredRecipe(fit_parser(), config), self.store.path)
+            fit(ConfiguredRecipe(self.parser, config), self.store.path)
         for source in event.leave:
             where = ["--store", str(self.store.path), "--source", source, "--root", str(self.config.data.root)]
             log.info(receipt(forget(forget_parser().parse_args(where))))

@@ -42,6 +42,7 @@ def _scores(scores: dict[str, float] | None, record: dict[str, Any]) -> list[str
 def _split(record: dict[str, Any]) -> str:
     """Return, by source, what stayed the same in all its rows, and how much the composed error is above its own."""
     rows = [["source", "compartment", "in all rows", "own error", "in all rows", "composed: first", "last", "worst"]]
+    constant = record["summary"]["compartments_constant"]
     for source in _arrived(record):
         own = [row["own_error"][source] for row in record["rows"] if source in row["own_error"]]
         composed = [row["heldout_error"][source] for row in record["rows"] if source in row["heldout_error"]]
@@ -49,7 +50,7 @@ def _split(record: dict[str, Any]) -> str:
         over = [100 * (error / alone - 1) for error, alone in zip(composed, own, strict=True)]
         errors = [_cell(own[-1], ".5f"), _same(len(set(own)) == 1)] if own else [NOTHING] * 2
         shares = [f"{over[0]:+.2f} %", f"{over[-1]:+.2f} %", f"{max(over):+.2f} %"] if over else [NOTHING] * 3
-        rows.append([source, hashes[-1][:SHOWN], _same(record["summary"]["compartments_constant"][source]), *errors, *shares])
+        rows.append([source, hashes[-1][:SHOWN], _same(constant[source]), *errors, *shares])
     return aligned(rows)
 
 
