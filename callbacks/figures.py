@@ -118,8 +118,10 @@ def curves(
     return figure
 
 
-def history(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Draw a number per source and row: one row per validation, a cell where the source was there."""
+def history(
+    rows: Sequence[Mapping[str, float]], title: str, labels: Sequence[str], axis_name: str, form: str = ".4f"
+) -> Figure:
+    """Draw a number per source and row: one labelled row per validation, a cell where the source was there."""
     sources = list(dict.fromkeys(source for row in rows for source in row))
     values = torch.tensor([[row.get(source, float("nan")) for source in sources] for row in rows])
     figure = Figure(figsize=(2.6 + 0.62 * len(sources), 1.8 + 0.38 * len(rows)), dpi=120)
@@ -127,16 +129,16 @@ def history(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
     axis.imshow(values.numpy(), cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(sources)), sources, rotation=60, ha="right", fontsize=8)
     paint_ticks(axis.xaxis, sources)
-    axis.set_yticks(range(len(rows)), [str(len(row)) for row in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), labels, fontsize=8)
     axis.set_xlabel("source")
-    axis.set_ylabel("sources in the model")
+    axis.set_ylabel(axis_name)
     numbers = [number for row in rows for number in row.values()]
     bright = min(numbers) + 0.6 * (max(numbers) - min(numbers))
     for i, row in enumerate(rows):
         for j, source in enumerate(sources):
             if source in row:
                 colour = "w" if row[source] <= bright else "k"
-                axis.text(j, i, f"{row[source]:.4f}", ha="center", va="center", fontsize=7, color=colour)
+                axis.text(j, i, f"{row[source]:{form}}", ha="center", va="center", fontsize=7, color=colour)
     axis.set_title(title, fontsize=9)
     figure.tight_layout()
     return figure

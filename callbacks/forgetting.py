@@ -38,7 +38,8 @@ class Forgetting(HeldOut):
         step = len(composed.sources)
         log_scalars(trainer, "forgetting", {"average": average_forgetting(rows)}, step)
         title = f"held-out error of the composed model at sigma {COMPOSED_SIGMA:g}, from the first fit on"
-        log_figure(trainer, "forgetting/matrix", history(rows, title), step)
+        labels = [str(len(row)) for row in rows]
+        log_figure(trainer, "forgetting/matrix", history(rows, title, labels, "sources in the model"), step)
 
     def _read(self) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []

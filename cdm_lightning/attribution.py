@@ -64,6 +64,11 @@ def accuracy(weights: Sequence[Tensor]) -> float:
     return float(torch.cat(right).float().mean())
 
 
+def accuracy_by_source(weights: Sequence[Tensor]) -> list[float]:
+    """Return `accuracy` on the images of each true source alone."""
+    return [float((weight.argmax(0) == true).float().mean()) for true, weight in enumerate(weights)]
+
+
 def mean_credit(weights: Sequence[Tensor]) -> float:
     """Return the weight of the true source, averaged over all images."""
     return float(torch.cat([weight[true] for true, weight in enumerate(weights)]).mean())
@@ -90,6 +95,7 @@ class Judgement:
     Attributes:
         matrix: mean weight [true source, credited source].
         accuracy: share of images whose true source has the largest weight.
+        accuracy_by_source: the same on the images of each true source.
         mean_credit: weight of the true source, on average.
         cross_entropy: of the true source, in nats.
         calibration_error: of the largest weight.
@@ -98,6 +104,7 @@ class Judgement:
 
     matrix: Tensor
     accuracy: float
+    accuracy_by_source: list[float]
     mean_credit: float
     cross_entropy: float
     calibration_error: float
@@ -115,6 +122,7 @@ def judge(weights: Sequence[Tensor]) -> Judgement:
     return Judgement(
         attribution_matrix(weights),
         accuracy(weights),
+        accuracy_by_source(weights),
         mean_credit(weights),
         loss,
         calibration_error(weights),
@@ -135,6 +143,11 @@ class HeldOutCredits:
     by_sigma: list[Judgement]
 
 
+def images_credited(sources: int) -> int:
+    """Return how many held-out images of each source are credited in a model of so many sources."""
+    return min(max(IMAGES_OF_ALL // sources, IMAGES_PER_LEVEL), IMAGES)
+
+
 def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[str, Tensor]) -> HeldOutCredits | None:
     """Return how the first held-out images of every source are credited, or None if a source of the model has none.
 
@@ -145,7 +158,7 @@ def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[
     """
     if not all(len(held_out.get(source, ())) for source in composed.sources):
         return None
-    most = min(max(IMAGES_OF_ALL // len(composed.sources), IMAGES_PER_LEVEL), IMAGES)
+    most = images_credited(len(composed.sources))
     images = [from_uint8(held_out[source][:most]) for source in composed.sources]
     few = [x_0[:IMAGES_PER_LEVEL] for x_0 in images]
     with torch.inference_mode():

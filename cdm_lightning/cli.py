@@ -26,6 +26,7 @@ Compartmentalized diffusion models: one compartment per data owner, composed at 
 
 commands:
   fit       train the backbone on public if there is none, then fit every source into the store
+  continual fit sources one after another, forget some, and measure the composed model every time
   shards    write the images of every source as WebDataset tars
   sample    sample images from chosen sources of a store, with each image's credits
   restore   fill in unknown pixels of given images, or denoise them, with each image's credits
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     commands = {
         "fit": run_fit,
+        "continual": run_continual,
         "shards": run_shards,
         "sample": run_sample,
         "restore": run_restore,
@@ -93,6 +95,19 @@ def run_fit(arguments: list[str]) -> None:
     store = fit(ConfiguredRecipe(parser, config), Path(config.store), config.refit)
     if is_rank_zero():
         print(f"store: {store.path} ({len(store.sources())} compartments); TensorBoard: {store.runs}")
+
+
+def run_continual(arguments: list[str]) -> None:
+    """`continual`: see `cdm_lightning.continual_command`."""
+    from cdm_lightning.continual_command import continual, continual_parser, picture_of
+    from cdm_lightning.continual_table import table
+
+    _silence_libraries()
+    config = continual_parser().parse_args(arguments)
+    check_json(config.json)
+    record = continual(config)
+    print(table(record))
+    print(f"the record is in {config.json}, its picture in {picture_of(Path(config.json))}")
 
 
 def run_shards(arguments: list[str]) -> None:

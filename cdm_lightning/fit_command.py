@@ -77,9 +77,15 @@ def fit_parser() -> Parser:
     parser = new_parser(
         "fit", "Train the backbone on public if the store has none, then fit every source into the store."
     )
+    add_fit_options(parser)
+    parser.add_argument("--refit", action="store_true", help="fit the chosen sources again even if nothing changed")
+    return parser
+
+
+def add_fit_options(parser: Parser) -> None:
+    """Add all that says what is fitted, on what, and how it is measured."""
     parser.add_argument("--store", type=str, default="stores/default", help="the store; made if it is not there")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--refit", action="store_true", help="fit the chosen sources again even if nothing changed")
     parser.add_argument(
         "--checkpoint_every", type=int, default=100, help="steps; an interrupted phase goes on from there"
     )
@@ -99,7 +105,6 @@ def fit_parser() -> Parser:
     parser.link_arguments("model.guide", "model.backbone.init_args.guided", compute_fn=lambda guide: guide != "none")
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
     parser.set_defaults({"model.backbone": {"class_path": "cdm_lightning.backbone.UViT"}})
-    return parser
 
 
 def quality_of(config: Namespace) -> list[Quality]:
@@ -128,9 +133,11 @@ class ConfiguredRecipe:
         check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
-        self.training["ranks"] = Trainer(
+        processes = Trainer(
             **{key: config.trainer[key] for key in PROCESS_KEYS}, logger=False, enable_checkpointing=False
-        ).world_size
+        )
+        self.training["ranks"] = processes.world_size
+        self.device = str(processes.strategy.root_device)
         self.training |= {"batch_size": config.data.batch_size, "shards_per_source": config.data.shards_per_source}
 
     def module(self) -> CompartmentalizedDiffusion:

@@ -16,6 +16,9 @@ from cdm_lightning.run_sources import drop_source, files_of
 from cdm_lightning.store import LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
+CONTINUAL_RUN = "continual"
+JOINT_RUNS = ("composed", CONTINUAL_RUN)  # folders of runs/ in which several sources take part
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -81,7 +84,8 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         store.remove_compartment(source)
         if _own_runs(store, source).exists():
             shutil.rmtree(_own_runs(store, source))
-        drop_source(store.runs / "composed", source)
+        for name in JOINT_RUNS:
+            drop_source(store.runs / name, source)
     return forgotten
 
 
@@ -89,7 +93,8 @@ def traces(store: Store, source: str) -> Iterator[Path]:
     """Yield every file of the store in which a source took part, but for the ledger."""
     for folder in (store.folder(source), _own_runs(store, source)):
         yield from sorted(path for path in folder.rglob("*") if path.is_file())
-    yield from files_of(store.runs / "composed", source)
+    for name in JOINT_RUNS:
+        yield from files_of(store.runs / name, source)
 
 
 def _own_runs(store: Store, source: str) -> Path:

@@ -121,9 +121,13 @@ def report(
 
 
 def attribution_report(found: HeldOutCredits) -> dict[str, Any]:
-    """Return credits as JSON; `matrix` is [true source][credited source], `by_sigma` has an entry per noise level."""
+    """Return credits as JSON; `by_sigma` has an entry per noise level.
+
+    `matrix` is [true source][credited source], `accuracy_by_source` in the same order.
+    """
     levels = zip(SIGMAS, found.by_sigma, strict=True)
     return _judged(found.credits) | {
+        "accuracy_by_source": found.credits.accuracy_by_source,
         "matrix": found.credits.matrix.tolist(),
         "by_sigma": [{"sigma": sigma} | _judged(level) for sigma, level in levels],
     }

@@ -14,6 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "cli",
         "fit_command",
+        "continual_command",
         "trainer_checks",
         "shards_command",
         "validate_command",
@@ -59,6 +60,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cost",
         "comparison",
         "comparison_table",
+        "continual",
+        "continual_table",
         "metrics",
         "reference",
         "packing",
@@ -89,6 +92,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "ledger",
         "outputs",
         "run_sources",
+        "transfer",
     ),
     ("public", "drafts", "pseudo_sources"),
     ("evidence",),
@@ -119,12 +123,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
         "parser",
         "phase",
+        "timeline",
     ),
 )
 LAYER = {name: -height for height, names in enumerate(LAYERS) for name in names}
 MAY_IMPORT_PACKAGES = (
     "cli",
     "fit_command",
+    "continual_command",
     "trainer_checks",
     "shards_command",
     "validate_command",
