@@ -48,6 +48,7 @@ def test_part_and_monolith_have_as_many_clusters_and_train_alike() -> None:
     assert {"split", "clusters"}.isdisjoint(TRAINED)
 
 
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
 def test_a_curve_is_of_what_a_fit_trains(store: Path, workplace: Path, tmp_path: Path) -> None:
     place = export_backbone(Store.open(store), tmp_path / "store").path
     where = ["--config", str(workplace / "tiny.yaml"), "--data.root", str(workplace / "shards"), "--store", str(place)]
