@@ -60,7 +60,7 @@ class Plan:
         """Return every step by name."""
         shards = {f"shards of {split}": self._shards(split) for split in SPLITS}
         backbones = {f"backbone {name}": self._backbone(name) for name in BACKBONES}
-        stores = {name: self._store(name, fitted) for name, fitted in STORES.items()}
+        stores = {name: self.store(name, fitted) for name, fitted in STORES.items()}
         tables = {f"table {name}": self._table(name, table) for name, table in TABLES.items()}
         return shards | backbones | stores | tables
 
@@ -68,15 +68,16 @@ class Plan:
         """Return the folder of a store."""
         return self.work / "stores" / name
 
-    def _root(self, split: str) -> str:
+    def root(self, split: str) -> str:
+        """Return the folder of the shards of a split."""
         return str(self.work / "shards" / split)
 
     def _shards(self, split: str) -> Step:
         source = ["--input", self.input] if self.input else []
-        return Step(["shards", *SHARDS, *source, "--split", SPLITS[split], "--out", self._root(split)])
+        return Step(["shards", *SHARDS, *source, "--split", SPLITS[split], "--out", self.root(split)])
 
     def _fit(self, name: str, split: str) -> list[str]:
-        where = ["--store", str(self.place(name)), "--data.root", self._root(split), "--data.split", SPLITS[split]]
+        where = ["--store", str(self.place(name)), "--data.root", self.root(split), "--data.split", SPLITS[split]]
         configs = [word for config in CONFIGS for word in ("--config", config)]
         return ["fit", *configs, *where, *QUIET]
 
@@ -100,7 +101,8 @@ class Plan:
         switch = float("inf")
         write_backbone_like(store, place, network, replace(public, sigma_switch=switch), {"sigma_switch": switch})
 
-    def _store(self, name: str, fitted: Fitted) -> Step:
+    def store(self, name: str, fitted: Fitted) -> Step:
+        """Return the step that fits a store, after its backbone and its shards."""
         arguments = [*self._fit(name, fitted.split), *fitted.arguments()]
         needs = (f"shards of {fitted.split}", f"backbone {fitted.backbone}")
         backbone = self.place(f"backbone-{fitted.backbone}")

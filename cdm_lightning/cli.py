@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm_lightning.errors import BadInput, did_you_mean
-from cdm_lightning.json_option import check_json, write_json
+from cdm_lightning.json_option import check_json, check_place, write_json
 from cdm_lightning.parser import Parser, new_parser
 
 MAKE_ROOM = "make room and run the same command again, which goes on from what is finished"
@@ -36,6 +36,8 @@ commands:
   forget    remove every trace of a source from a store, and say what is out of reach
   verify-forgotten
             check that a source is gone from a store, as if it had never been there
+  collateral
+            what forgetting did to the other sources: samples from the same noise, before and after
   store     list and show what a store holds, check every byte of it, export its backbone, add a compartment
 
 `python -m cdm_lightning COMMAND --help` lists the options of a command.
@@ -56,6 +58,7 @@ def main(arguments: list[str]) -> int:
         "evaluate": run_evaluate,
         "forget": run_forget,
         "verify-forgotten": run_verify_forgotten,
+        "collateral": run_collateral,
         "store": run_store,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -230,6 +233,18 @@ def run_verify_forgotten(arguments: list[str]) -> None:
     checks = verify_forgotten(config)
     write_json(config.json, as_json(checks))
     print(said(checks, config.source))
+
+
+def run_collateral(arguments: list[str]) -> None:
+    """`collateral`: see `cdm_lightning.collateral`."""
+    from cdm_lightning.collateral_command import collateral_parser, compare, verdict
+
+    config = collateral_parser().parse_args(arguments)
+    check_json(config.json)
+    check_place("picture", config.picture)
+    report = compare(config)
+    _write_report(config.json, report)
+    print(verdict(report))
 
 
 def run_store(arguments: list[str]) -> None:

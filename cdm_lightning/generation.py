@@ -257,3 +257,11 @@ def grid(images: Tensor, gap: int = 2) -> Tensor:
         top, left = gap + (k // columns) * (height + gap), gap + (k % columns) * (width + gap)
         canvas[:, top : top + height, left : left + width] = image
     return canvas
+
+
+def framed(cells: Tensor, gap: int = 2) -> Tensor:
+    """Lay images, uint8 [row, column, channel, height, width], out in a table on white, `gap` pixels apart."""
+    padded = torch.nn.functional.pad(cells, (gap, 0, gap, 0), value=255)
+    rows, columns, channels, height, width = padded.shape
+    whole = padded.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    return torch.nn.functional.pad(whole, (0, gap, 0, gap), value=255)

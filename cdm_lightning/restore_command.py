@@ -20,6 +20,7 @@ from cdm_lightning.generation import (
     check_folder,
     enlarged,
     finite_or_text,
+    framed,
     image_rows,
     write_pictures,
 )
@@ -202,7 +203,4 @@ def sheet(images: Tensor, known: Tensor, restored: Tensor, gap: int = 2) -> Tens
     """
     masked = [] if known.all() else [torch.where(known.cpu(), images, UNKNOWN_GREY)[:, None]]
     cells = torch.cat([images[:, None], *masked, restored.reshape(len(images), -1, *images.shape[1:])], 1)
-    framed = torch.nn.functional.pad(enlarged(cells), (gap, 0, gap, 0), value=255)
-    rows, columns, channels, height, width = framed.shape
-    whole = framed.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
-    return torch.nn.functional.pad(whole, (0, gap, 0, gap), value=255)
+    return framed(enlarged(cells), gap)
