@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "restore_command",
         "forget_command",
         "forget_samples_command",
+        "sample_receipt",
         "verify_forgotten_command",
         "refit",
         "store_command",
