@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import forget_source
@@ -131,10 +132,12 @@ def _manifests(root: Path) -> dict[str, Manifest]:
 
 def _forget(store: Store, root: str, source: str, keys: Iterable[str]) -> dict[str, Any]:
     """List samples of a source as forgotten, then fit its compartment again if it has learned one of them."""
-    start, pending = time.perf_counter(), _begin(store, source)
-    add_forgotten(store.path / EXCLUSIONS, source, keys)
-    for features in (store.runs / "sources" / source).glob("*.safetensors"):
-        features.unlink()  # of held-out images
+    start = time.perf_counter()
+    with claimed(store.runs, source, "forgotten"):
+        pending = _begin(store, source)
+        add_forgotten(store.path / EXCLUSIONS, source, keys)
+        for features in (store.runs / "sources" / source).glob("*.safetensors"):
+            features.unlink()  # of held-out images
     done: dict[str, Any] = {"removed": [], "outputs": [], "before": None, "after": None}
     if pending.exists():
         done |= _learned_anew(store, root, source, pending)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdm_lightning import ledger
+from cdm_lightning.claim import claimed
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
-from cdm_lightning.run_sources import drop_source, files_of
+from cdm_lightning.run_sources import composed_lock, drop_source, files_of
 from cdm_lightning.store import LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
@@ -60,7 +61,7 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
 
     Raises:
         UnknownSource: the store has never had it.
-        BadInput: it is no name of a source.
+        BadInput: it is no name of a source, or another process writes it.
     """
     check_name(source)
     if not _known(store, source):
@@ -78,11 +79,17 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         [str(path) for path in outputs_of(store.runs, source)],
     )
     if not dry_run:
-        store.remove_compartment(source)
-        if _own_runs(store, source).exists():
-            shutil.rmtree(_own_runs(store, source))
-        drop_source(store.runs / "composed", source)
+        with claimed(store.runs, source, "forgotten"):
+            _remove(store, source)
     return forgotten
+
+
+def _remove(store: Store, source: str) -> None:
+    store.remove_compartment(source)
+    if _own_runs(store, source).exists():
+        shutil.rmtree(_own_runs(store, source))
+    with ledger.locked(composed_lock(store.runs)):
+        drop_source(store.runs / "composed", source)
 
 
 def traces(store: Store, source: str) -> Iterator[Path]:

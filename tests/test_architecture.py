@@ -80,6 +80,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "schedule",
         "store",
         "card",
+        "claim",
         "exchange",
         "ledger",
         "outputs",
