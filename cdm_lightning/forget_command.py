@@ -8,7 +8,7 @@ from typing import Any
 
 from cdm_lightning.errors import BadInput, ShardError
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forgetting import Forgotten, forget_source
+from cdm_lightning.forgetting import Forgotten, forget_source, pending_of
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.text_tables import aligned
@@ -55,6 +55,8 @@ def forget(config: Any) -> dict[str, Any]:
     recorded = fit_record(store).root if config.root is None else config.root
     root = None if recorded is None else Path(recorded)
     forgotten = forget_source(store, config.source, config.dry_run)
+    if not config.dry_run:
+        pending_of(store, config.source).unlink(missing_ok=True)  # of a cut `forget --sample`
     return {
         "store": os.path.abspath(store.path),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

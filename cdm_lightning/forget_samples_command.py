@@ -15,9 +15,9 @@ from typing import Any
 from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forgetting import forget_source
+from cdm_lightning.forgetting import forget_source, pending_of
 from cdm_lightning.store import EXCLUSIONS, Store
-from cdm_lightning.tensor_files import write_atomic
+from cdm_lightning.tensor_files import remove_unfinished, write_atomic
 from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -152,8 +152,9 @@ def _begin(store: Store, source: str) -> Path:
         BadInput: it is not known how the compartment was fitted.
     """
     recorded = store.runs / "sources" / source / "config.yaml"
-    pending = store.path / EXCLUSIONS / f"{source}.pending.yaml"
-    if store.has_compartment(source) and not pending.exists():
+    pending = pending_of(store, source)
+    remove_unfinished(pending)
+    if store.has_compartment(source):
         if not recorded.is_file():
             raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
         pending.parent.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from cdm_lightning.claim import claimed
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
 from cdm_lightning.run_sources import composed_lock, drop_source, files_of
-from cdm_lightning.store import LEDGER, Store, check_name
+from cdm_lightning.store import EXCLUSIONS, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
 
@@ -97,6 +97,11 @@ def traces(store: Store, source: str) -> Iterator[Path]:
     for folder in (store.folder(source), _own_runs(store, source)):
         yield from sorted(path for path in folder.rglob("*") if path.is_file())
     yield from files_of(store.runs / "composed", source)
+
+
+def pending_of(store: Store, source: str) -> Path:
+    """Return the file that keeps the configuration of a source whose images are being forgotten."""
+    return store.path / EXCLUSIONS / f"{source}.pending.yaml"
 
 
 def _own_runs(store: Store, source: str) -> Path:
