@@ -5,21 +5,24 @@ folder that an undisturbed run leaves. `--fit` and `--data` are the configuratio
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from benchmarks.versions import versions
+from cdm_lightning.cli import main
 from cdm_lightning.json_option import write_json
+from cdm_lightning.refit import QUIET
 
 SOURCES = "[digit0, digit1]"
+FORK = multiprocessing.get_context("fork")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -33,10 +36,25 @@ class Trial:
     moments: Sequence[str]
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "cdm_lightning", *command], capture_output=True, text=True, check=False
-    )
+def started(command: Sequence[str], log: Path) -> BaseProcess:
+    """Start a command in a process of its own, with the packages imported already; what it says goes into a file."""
+
+    def child() -> None:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os._exit(main(list(command)))
+
+    process = FORK.Process(target=child)
+    process.start()
+    return process
+
+
+def run(command: Sequence[str], log: Path) -> int | None:
+    """Run a command to its end, and return its exit code."""
+    process = started(command, log)
+    process.join()
+    return process.exitcode
 
 
 def content(place: Path) -> dict[str, bytes]:
@@ -46,38 +64,35 @@ def content(place: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(left_out)}
 
 
-def killed(command: Sequence[str], place: Path, pattern: str, patience: float) -> bool:
+def killed(command: Sequence[str], place: Path, pattern: str, log: Path) -> bool:
     """Start a command, kill it as soon as a new file or folder matches; return whether it was killed."""
     before = set(place.glob(pattern))
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "cdm_lightning", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + patience
-    while process.poll() is None and time.monotonic() < end:
-        if set(place.glob(pattern)) - before:
-            break
-        time.sleep(0.0005)
-    if process.poll() is None:
+    process = started(command, log)
+    assert process.pid is not None
+    while process.is_alive() and not set(place.glob(pattern)) - before:
+        time.sleep(0.0002)
+    if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
-def verified(place: Path) -> bool:
+def verified(place: Path, log: Path) -> bool:
     """Return whether the store verifies; one without a backbone yet has nothing to verify."""
     store = place / "store"
-    return not (store / "store.json").exists() or run(["store", "verify", "--store", str(store)]).returncode == 0
+    return not (store / "store.json").exists() or run(["store", "verify", "--store", str(store)], log) == 0
 
 
 def outcome(trial: Trial, moment: str, oracle: dict[str, bytes], folder: Path) -> dict[str, object]:
     """Kill a command once, run it again, and return what was found."""
     place = Path(shutil.copytree(trial.start, folder / f"{trial.name}-killed", symlinks=True))
-    was_killed = killed(trial.command(place), place, moment, patience=300)
-    verifies = verified(place)
-    again = run(trial.command(place))
-    same = content(place) == oracle
+    log = folder / "log"
+    was_killed = killed(trial.command(place), place, moment, log)
+    verifies = verified(place, log)
     found = {"command": trial.name, "moment": moment, "killed": was_killed, "verifies": verifies}
-    found |= {"again": again.returncode, "same_bytes": same, "verifies_after": verified(place)}
-    print(found, again.stderr if again.returncode else "", flush=True)
+    found |= {"again": run(trial.command(place), log), "same_bytes": content(place) == oracle}
+    found["verifies_after"] = verified(place, log)
+    print(found, log.read_text() if found["again"] else "", flush=True)
     shutil.rmtree(place)
     return found
 
@@ -87,15 +102,15 @@ def trials(folder: Path, config: str, data: Path) -> list[Trial]:
 
     def fit(place: Path) -> list[str]:
         where = ["--store", str(place / "store"), "--data.root", str(place / "data")]
-        options = ["--metrics.extractor", "none", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
-        return ["fit", "--config", config, "--model.backbone_steps", "20", "--data.sources", SOURCES, *where, *options]
+        options = ["--model.backbone_steps", "20", "--data.sources", SOURCES, "--trainer.limit_val_batches", "0"]
+        return ["fit", "--config", config, *where, *options, *QUIET]
 
     empty, full, home = folder / "empty", folder / "full", folder / "home"
     shutil.copytree(data, empty / "data")
     shutil.copytree(empty, full)
-    assert run(fit(full)).returncode == 0
+    assert run(fit(full), folder / "log") == 0
     shutil.copytree(full, home)
-    assert run(["forget", "--store", str(home / "store"), "--source", "digit1"]).returncode == 0
+    assert run(["forget", "--store", str(home / "store"), "--source", "digit1"], folder / "log") == 0
     new = "store/compartments"
     return [
         Trial("fit", fit, empty, ["store/runs/public.lock", f"{new}/digit0", f"{new}/.digit1.*"]),
@@ -123,7 +138,7 @@ def trials(folder: Path, config: str, data: Path) -> list[Trial]:
     ]
 
 
-def main() -> None:
+def kill_all() -> None:
     """Run every trial and write `results/kills.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="digits_shards.yaml")
@@ -134,7 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for trial in trials(Path(folder), given.config, given.data):
             whole = Path(shutil.copytree(trial.start, Path(folder) / "whole"))
-            assert run(trial.command(whole)).returncode == 0
+            assert run(trial.command(whole), Path(folder) / "log") == 0
             oracle = content(whole)
             found += [outcome(trial, moment, oracle, Path(folder)) for moment in trial.moments]
             shutil.rmtree(whole)
@@ -142,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    kill_all()
