@@ -213,7 +213,8 @@ def run_forget(arguments: list[str]) -> None:
         report = forget(config)
         print(receipt(report))
     else:
-        from cdm_lightning.forget_samples_command import forget_samples, receipt_of_samples
+        from cdm_lightning.forget_samples_command import forget_samples
+        from cdm_lightning.sample_receipt import receipt_of_samples
 
         _silence_libraries()
         report = forget_samples(config)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.card import Card
+from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
@@ -55,7 +56,7 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
         The name of the source, and what was done.
 
     Raises:
-        BadInput: it is no compartment of this backbone, or its place is taken.
+        BadInput: it is no compartment of this backbone, its place is taken, or another process writes it.
     """
     files = _files(folder)
     tensors, card = read_folder(folder, store.info.backbone_sha256)
@@ -70,17 +71,21 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
         raise StoreError(f"{folder} does not hold the tensors that its card describes ({why}): fit it again") from error
     if fault is not None:
         raise StoreError(f"{folder} is no compartment of this store's backbone: {fault}; fit it again")
-    if card.source in store.sources():
-        if all((store.folder(card.source) / name).read_bytes() == data for name, data in files.items()):
-            return card.source, "up to date"
+    with claimed(store.runs, card.source, "added"):
+        return card.source, _taken(store, card.source, files, replace)
+
+
+def _taken(store: Store, source: str, files: Mapping[str, bytes], replace: bool) -> Taken:
+    """Put the files of a compartment in their place, if it is free or may be replaced."""
+    if source in store.sources():
+        if all((store.folder(source) / name).read_bytes() == data for name, data in files.items()):
+            return "up to date"
         if not replace:
-            raise BadInput(
-                f"the store has another compartment of source '{card.source}': --replace puts this one there"
-            )
-        store.put_files(card.source, files)
-        return card.source, "replaced"
-    store.put_files(card.source, files)
-    return card.source, "added"
+            raise BadInput(f"the store has another compartment of source '{source}': --replace puts this one there")
+        store.put_files(source, files)
+        return "replaced"
+    store.put_files(source, files)
+    return "added"
 
 
 def _files(folder: Path) -> dict[str, bytes]:

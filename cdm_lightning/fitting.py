@@ -1,12 +1,14 @@
 """Fit: the backbone on `public` if the store has none, then each source from its own data alone, one after another."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from cdm_lightning.card_making import card_of
+from cdm_lightning.claim import claimed
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.fit_checks import PUBLIC, backbone_settings, check_backbone, check_data, check_public_mix
 from cdm_lightning.images import from_uint8
@@ -34,7 +36,8 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
         refit: fit the chosen sources again even if nothing changed.
 
     Raises:
-        BadInput: data, store or configuration cannot be used; the store stays as it was.
+        BadInput: data, store or configuration cannot be used; the store stays as it was. Or another process writes one
+            of the sources; what was finished before it stays.
     """
     data = recipe.data()
     data.prepare()
@@ -48,13 +51,23 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     new_backbone = int(not Store.create(store_path).has_backbone())
     total = len(sources) + new_backbone
     if new_backbone:
-        fit_backbone(recipe, store, Phase("backbone", PUBLIC, 1, total))
+        with _claimed(store, PUBLIC):
+            if store.has_backbone():  # somebody else's, since this fit has begun
+                check_backbone(store, described, data)
+            else:
+                fit_backbone(recipe, store, Phase("backbone", PUBLIC, 1, total))
     for position, source in enumerate(sources, start=1 + new_backbone):
         phase = Phase("source", source, position, total)
-        if fit_source(recipe, store, phase, refit) and is_rank_zero():
+        with _claimed(store, source):
+            fitted = fit_source(recipe, store, phase, refit)
+        if fitted and is_rank_zero():
             validate_composed(recipe, store, Phase("composed", source, position, total))
         wait_for_all()
     return store
+
+
+def _claimed(store: Store, source: str) -> AbstractContextManager[None]:
+    return claimed(store.runs, source, "fitted") if is_rank_zero() else nullcontext()
 
 
 def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cdm_lightning.errors import BadInput, ShardError
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forgetting import Forgotten, forget_source
+from cdm_lightning.forgetting import Forgotten, forget_source, pending_of
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.text_tables import aligned
@@ -29,6 +29,7 @@ def forget_parser() -> Parser:
     )
     parser.add_argument("--list", type=str | None, default=None, help="file of keys of samples to forget, one a line")
     parser.add_argument("--everywhere", action="store_true", help="forget the same images in other sources too")
+    parser.add_argument("--purge", action="store_true", help="also rewrite the shards, without the samples")
     parser.add_argument(
         "--root", type=str | None, default=None, help="folder of the shards; by default that of the fit"
     )
@@ -45,10 +46,17 @@ def forget(config: Any) -> dict[str, Any]:
     """
     if config.source is None:
         raise BadInput("nothing to forget is named: --source SOURCE, --sample KEY or --list FILE of keys")
+    if config.purge:
+        raise BadInput(
+            f"--purge takes single images out of their shards: name them with --sample or --list; of the whole source "
+            f"'{config.source}', delete the folder of its shards"
+        )
     store = Store.open(Path(config.store))
     recorded = fit_record(store).root if config.root is None else config.root
     root = None if recorded is None else Path(recorded)
     forgotten = forget_source(store, config.source, config.dry_run)
+    if not config.dry_run:
+        pending_of(store, config.source).unlink(missing_ok=True)  # of a cut `forget --sample`
     return {
         "store": os.path.abspath(store.path),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,8 @@
 """`forget --sample`: single images leave; only the compartments that have learned them are fitted again.
 
 What was forgotten is listed in the store as keyed hashes, so no later fit uses it. A compartment that has learned an
-image is taken away with all its traces before it is fitted again: until then the store serves the other sources.
+image is taken away with all its traces before it is fitted again: until then the store serves the other sources. With
+`--purge` the shards are then rewritten without the image.
 """
 
 import time
@@ -11,15 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forget_command import NOT_REMOVED
-from cdm_lightning.forgetting import forget_source
+from cdm_lightning.forgetting import forget_source, pending_of
 from cdm_lightning.store import EXCLUSIONS, Store
-from cdm_lightning.tensor_files import write_atomic
-from datamodules.exclusions import add_forgotten, read_keys
+from cdm_lightning.tensor_files import remove_unfinished, write_atomic
+from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
+from datamodules.publish import mend
+from datamodules.purge import check_purgeable, planned_purge, purge
 
 Keys = Mapping[str, frozenset[str]]
 
@@ -50,10 +53,16 @@ def forget_samples(config: Any) -> dict[str, Any]:
     if root is None:
         raise BadInput("the shards that hold the samples are not known: name their folder with --root")
     wanted = frozenset(config.sample or ()) | (read_keys(Path(config.list)) if config.list else frozenset())
-    found = find(_manifests(Path(root)), wanted, config.source, config.everywhere)
+    manifests = _manifests(Path(root))
+    purged = _purged(store, manifests, wanted, config.source)
+    left = wanted - frozenset().union(*purged.values())
+    found = find(manifests, left, config.source, config.everywhere)
+    if config.purge:
+        check_purgeable(Path(root), found.keys.keys())
     done: dict[str, Any] = {}
     if not config.dry_run:
         done = {source: _forget(store, root, source, keys) for source, keys in found.keys.items()}
+    rewritten = (planned_purge if config.dry_run else purge)(Path(root), found.keys) if config.purge else None
     return {
         "store": str(store.path.absolute()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +70,10 @@ def forget_samples(config: Any) -> dict[str, Any]:
         "samples": {source: sorted(keys) for source, keys in found.keys.items()},
         "also_held_by": {source: sorted(keys) for source, keys in found.elsewhere.items()},
         "in_public": found.public,
+        "purged_before": {source: sorted(keys) for source, keys in purged.items()},
+        "root": root,
         "shards": [str(Path(root) / source) for source in found.keys],
+        "purge": None if rewritten is None else asdict(rewritten),
         "sources": done,
     }
 
@@ -98,7 +110,20 @@ def _of_content(manifest: Manifest, contents: frozenset[str]) -> frozenset[str]:
     return frozenset(key for key, sample in manifest.samples.items() if sample.sha256 in contents)
 
 
+def _purged(
+    store: Store, manifests: Mapping[str, Manifest], wanted: frozenset[str], source: str | None
+) -> dict[str, frozenset[str]]:
+    """Return those of the keys that no shard holds any more, by the source that they were forgotten of."""
+    gone = wanted.difference(*(one.samples for name, one in manifests.items() if source in (None, name)))
+    lists = sorted(path.stem for path in (store.path / EXCLUSIONS).glob("*.json"))
+    found = {
+        name: forgotten_keys(store.path / EXCLUSIONS, name, gone) for name in lists if source in (None, name) and gone
+    }
+    return {name: keys for name, keys in found.items() if keys}
+
+
 def _manifests(root: Path) -> dict[str, Manifest]:
+    mend(root)
     found = {path.parent.name: read_manifest(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))}
     if not found:
         raise BadInput(f"there are no shards below '{root}': name their folder with --root")
@@ -107,10 +132,12 @@ def _manifests(root: Path) -> dict[str, Manifest]:
 
 def _forget(store: Store, root: str, source: str, keys: Iterable[str]) -> dict[str, Any]:
     """List samples of a source as forgotten, then fit its compartment again if it has learned one of them."""
-    start, pending = time.perf_counter(), _begin(store, source)
-    add_forgotten(store.path / EXCLUSIONS, source, keys)
-    for features in (store.runs / "sources" / source).glob("*.safetensors"):
-        features.unlink()  # of held-out images
+    start = time.perf_counter()
+    with claimed(store.runs, source, "forgotten"):
+        pending = _begin(store, source)
+        add_forgotten(store.path / EXCLUSIONS, source, keys)
+        for features in (store.runs / "sources" / source).glob("*.safetensors"):
+            features.unlink()  # of held-out images
     done: dict[str, Any] = {"removed": [], "outputs": [], "before": None, "after": None}
     if pending.exists():
         done |= _learned_anew(store, root, source, pending)
@@ -125,8 +152,9 @@ def _begin(store: Store, source: str) -> Path:
         BadInput: it is not known how the compartment was fitted.
     """
     recorded = store.runs / "sources" / source / "config.yaml"
-    pending = store.path / EXCLUSIONS / f"{source}.pending.yaml"
-    if store.has_compartment(source) and not pending.exists():
+    pending = pending_of(store, source)
+    remove_unfinished(pending)
+    if store.has_compartment(source):
         if not recorded.is_file():
             raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
         pending.parent.mkdir(exist_ok=True)
@@ -149,35 +177,3 @@ def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[st
     removed = [asdict(trace) for trace in gone.removed]
     after = store.compartments_sha256().get(source)
     return {"removed": removed, "outputs": gone.outputs, "before": before, "after": after}
-
-
-def receipt_of_samples(report: dict[str, Any]) -> str:
-    """Return a receipt as text for people."""
-    verb = "would be forgotten" if report["dry_run"] else "forgotten"
-    lines = [f"samples of {report['store']}, {report['date']}"]
-    for source, keys in report["samples"].items():
-        lines.append(f"{verb}: {len(keys)} of source '{source}': {', '.join(keys)}")
-        done = report["sources"].get(source)
-        if done is not None:
-            lines.append(f"  {_said(done)}, {done['seconds']} s")
-    for source, keys in report["also_held_by"].items():
-        lines.append(f"not forgotten: source '{source}' holds the same images, {', '.join(keys)} (--everywhere)")
-    lines.append("out of reach:")
-    left = "the images are still in its shards; no fit into this store uses them"
-    lines += [f"  {place}: {left}" for place in report["shards"]]
-    outputs = sorted({path for done in report["sources"].values() for path in done["outputs"]})
-    lines += [f"  {path}: {NOT_REMOVED}" for path in outputs]
-    if report["in_public"]:
-        lines.append(f"public: it holds {report['in_public']} of these images, which the backbone was trained on")
-    return "\n".join(lines)
-
-
-def _said(done: Mapping[str, Any]) -> str:
-    if done["after"] is None and done["before"] is not None:
-        return f"{len(done['removed'])} files removed, its compartment with them: no image is left to learn from"
-    if done["after"] is None:
-        return "the store has no compartment of it; no later fit will use them"
-    if done["before"] == done["after"]:
-        return "its compartment has not learned them: held-out or forgotten before"
-    before, after = done["before"] or "taken away", done["after"]
-    return f"{len(done['removed'])} files removed, its compartment fitted again: sha256 {before[:12]} to {after[:12]}"

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdm_lightning import ledger
+from cdm_lightning.claim import claimed
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
-from cdm_lightning.run_sources import drop_source, files_of
-from cdm_lightning.store import LEDGER, Store, check_name
+from cdm_lightning.run_sources import composed_lock, drop_source, files_of
+from cdm_lightning.store import EXCLUSIONS, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
 CONTINUAL_RUN = "continual"
@@ -63,7 +64,7 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
 
     Raises:
         UnknownSource: the store has never had it.
-        BadInput: it is no name of a source.
+        BadInput: it is no name of a source, or another process writes it.
     """
     check_name(source)
     if not _known(store, source):
@@ -81,12 +82,18 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         [str(path) for path in outputs_of(store.runs, source)],
     )
     if not dry_run:
-        store.remove_compartment(source)
-        if _own_runs(store, source).exists():
-            shutil.rmtree(_own_runs(store, source))
+        with claimed(store.runs, source, "forgotten"):
+            _remove(store, source)
+    return forgotten
+
+
+def _remove(store: Store, source: str) -> None:
+    store.remove_compartment(source)
+    if _own_runs(store, source).exists():
+        shutil.rmtree(_own_runs(store, source))
+    with ledger.locked(composed_lock(store.runs)):
         for name in JOINT_RUNS:
             drop_source(store.runs / name, source)
-    return forgotten
 
 
 def traces(store: Store, source: str) -> Iterator[Path]:
@@ -95,6 +102,11 @@ def traces(store: Store, source: str) -> Iterator[Path]:
         yield from sorted(path for path in folder.rglob("*") if path.is_file())
     for name in JOINT_RUNS:
         yield from files_of(store.runs / name, source)
+
+
+def pending_of(store: Store, source: str) -> Path:
+    """Return the file that keeps the configuration of a source whose images are being forgotten."""
+    return store.path / EXCLUSIONS / f"{source}.pending.yaml"
 
 
 def _own_runs(store: Store, source: str) -> Path:

@@ -10,6 +10,11 @@ SOURCES = "sources.json"
 NEXT = ""  # stands for the files that were written since the list was
 
 
+def composed_lock(runs: Path) -> Path:
+    """Return the file whose lock is held while the composed runs are written."""
+    return runs / "composed.lock"
+
+
 def note_sources(folder: Path, sources: Iterable[str]) -> None:
     """Say that all that is written into `folder` from now on is of these sources; call it before.
 

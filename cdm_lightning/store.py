@@ -19,6 +19,7 @@ from cdm_lightning.tensor_files import (
     read_bytes,
     read_object,
     read_tensors,
+    remove_unfinished,
     unpack,
     write_atomic,
     write_tensors,
@@ -135,6 +136,8 @@ class Store:
         """
         if self.has_backbone():
             raise StoreError(f"{self.path} has a backbone, and its compartments fit no other: use another --store")
+        for name in (BACKBONE, INFO):
+            remove_unfinished(self.path / name)
         write_tensors(self.path / BACKBONE, tensors, metadata)
         sha256 = file_sha256(self.path / BACKBONE)
         info = StoreInfo(FORMAT_VERSION, sha256, image_shape, sigma_range, public_sha256)

@@ -149,6 +149,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of writing a file; whoever calls is the only one who writes it now."""
+    for left in path.parent.glob(f".{path.name}.tmp-*"):
+        left.unlink()
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:

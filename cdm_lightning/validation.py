@@ -8,11 +8,12 @@ from torch.utils.data import DataLoader
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import ShardError, StoreError
+from cdm_lightning.ledger import locked
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
-from cdm_lightning.run_sources import note_sources
+from cdm_lightning.run_sources import composed_lock, note_sources
 from cdm_lightning.store import Store
 
 VALIDATION_IMAGES = 1000
@@ -20,7 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
-    """Validate the composed model of all finished sources on their held-out images."""
+    """Validate the composed model of all finished sources on their held-out images, when nobody else does so."""
+    with locked(composed_lock(store.runs)):
+        _validate(recipe, store, phase)
+
+
+def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())

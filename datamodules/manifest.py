@@ -55,10 +55,15 @@ class Manifest:
     samples: dict[str, Sample]
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """Return what manifest.json says; the same manifest gives the same text."""
+    return json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder`/manifest.json in one step; the same manifest gives the same bytes."""
+    """Write `folder`/manifest.json in one step."""
     temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.write_text(manifest_text(manifest), encoding="utf-8")
     os.replace(temporary, folder / MANIFEST)
 
 

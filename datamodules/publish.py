@@ -21,7 +21,8 @@ LOCK = ".cdm-lock"
 def publish(root: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder with one folder of shards per source, then move these below `root`.
 
-    Folders of other sources below `root` are left alone, and so is a folder that is there already, byte for byte.
+    A source whose new folder is empty is removed. Folders of other sources below `root` are left alone, and so is a
+    folder that is there already, byte for byte.
 
     Raises:
         BadInput: `root` cannot be written, or a folder there that would be replaced holds other files than shards.
@@ -88,7 +89,7 @@ def _lock(root: Path) -> IO[bytes]:
 def _exchange(root: Path) -> None:
     """Move every new folder into place, what was there to `OLD`; the removal of the empty `NEW` makes it final."""
     for new in sorted((root / NEW).iterdir()):
-        _check_replaceable(root / new.name)
+        check_replaceable(root / new.name)
     (root / OLD).mkdir()
     for new in sorted((root / NEW).iterdir()):
         place, old = root / new.name, root / OLD / new.name
@@ -99,12 +100,15 @@ def _exchange(root: Path) -> None:
             continue
         else:
             os.replace(place, old)
-        os.replace(new, place)
+        if any(new.iterdir()):
+            os.replace(new, place)
+        else:
+            new.rmdir()
     (root / NEW).rmdir()
 
 
-def _check_replaceable(place: Path) -> None:
-    """Raise BadInput unless nothing but shards is lost with the folder `place`."""
+def check_replaceable(place: Path) -> None:
+    """Raise BadInput unless nothing but shards is lost with the folder `place`, if it is there."""
     if place.exists() and not (place.is_dir() and all(_is_ours(path) for path in place.iterdir())):
         raise BadInput(
             f"'{place}' holds other files than shards, and shards of that name would replace it: choose another folder "

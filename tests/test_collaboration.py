@@ -91,7 +91,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor], dict[str,
 
 
 def of_nan(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    tensors["closed_form.mean"][0, 0] = torch.nan
+    tensors["fine.mean"][0, 0] = torch.nan
 
 
 def of_an_endless_prompt(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
@@ -99,19 +99,19 @@ def of_an_endless_prompt(tensors: dict[str, torch.Tensor], card: dict[str, Any])
 
 
 def of_another_rank(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    tensors["closed_form.basis"] = tensors["closed_form.basis"][..., :3]
+    tensors["fine.basis"] = tensors["fine.basis"][..., :3]
 
 
 def of_other_clusters(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    tensors["closed_form.rest"] = torch.ones(7)
+    tensors["fine.rest"] = torch.ones(7)
 
 
 def of_wrong_shares(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    tensors["closed_form.log_share"] += 1
+    tensors["fine.log_share"] += 1
 
 
 def of_negative_variance(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    tensors["closed_form.rest"] *= -1
+    tensors["fine.rest"] *= -1
 
 
 def of_a_wider_prompt(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def of_a_wider_prompt(tensors: dict[str, torch.Tensor], card: dict[str, Any]) ->
 
 
 def without_its_mean(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    del tensors["closed_form.mean"]
+    del tensors["fine.mean"]
 
 
 def of_more_images(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def test_the_number_of_clusters_is_the_sources_own(store: Path, fit: Fit, tmp_pa
     assert fit(copy, "[digit0, digit1]", "--model.clusters", "1") == 0
     tensors, card = Store.open(copy).read_compartment("digit0")
     assert card.settings == {"clusters": 1, "rank": 16}
-    assert len(tensors["closed_form.mean"]) == 1
+    assert len(tensors["fine.mean"]) == 1
     assert fit(copy, "[digit0, digit1]") == 0
     assert tree(copy / "compartments") == tree(store / "compartments"), "the default is written as if it were not there"
 
