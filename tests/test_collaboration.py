@@ -130,7 +130,7 @@ def of_more_images(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> No
     ("change", "said"),
     [
         (of_nan, "a number that is not finite, in mean"),
-        (of_an_endless_prompt, "its prompt holds a number that is not finite"),
+        (of_an_endless_prompt, "it holds a number that is not finite, in prompt"),
         (of_another_rank, "its closed form has basis of shape"),
         (of_other_clusters, r"rest of shape \(7,\), expected \(1,\)"),
         (of_wrong_shares, "do not add up to 1"),
