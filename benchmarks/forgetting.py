@@ -100,17 +100,6 @@ def closed_forms(place: Place, n: int) -> dict[str, Any]:
     }
 
 
-def trained(place: Place) -> dict[str, Any]:
-    """Forget the image in a store of one trained part, and compare its bytes with a fit that never had it."""
-    fitted = replace(PARTS, **TRAINED)
-    only = ("--data.sources", f"[{SOURCE}]")
-    store = place.fitted("trained", fitted, *only)
-    never = place.fitted("trained-never", fitted, *only, "--data.exclude", str(place.file))
-    seconds = place.forget(store, "parts")
-    steps = store.read_card(SOURCE).steps
-    return {"seconds": seconds, "steps": steps, "same_bytes_as_never": same_bytes(store, never, SOURCE)}
-
-
 def same_bytes(store: Store, other: Store, source: str) -> bool:
     """Return whether the compartments of a source are the same files."""
     return all(
@@ -137,7 +126,6 @@ def stages(place: Place, n: int) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "closed forms": lambda: {"closed_forms": closed_forms(place, n)},
         "curves": lambda: of_curves(curves(place)),
-        "trained": lambda: {"trained": trained(place)},
     }
 
 
