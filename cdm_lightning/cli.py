@@ -33,6 +33,7 @@ commands:
   attribute say to which sources given images are credited, and how sure that is
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
+  audit     does a store reproduce training images, and can one tell who was in it
   forget    remove every trace of a source from a store, and say what is out of reach
   verify-forgotten
             check that a source is gone from a store, as if it had never been there
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
         "attribute": run_attribute,
         "validate": run_validate,
         "evaluate": run_evaluate,
+        "audit": run_audit,
         "forget": run_forget,
         "verify-forgotten": run_verify_forgotten,
         "collateral": run_collateral,
@@ -200,6 +202,20 @@ def run_evaluate(arguments: list[str]) -> None:
     print(terminal(report))
     table = table_name(config.extractor)
     print(f"{table}.md, {table}.json and samples.png are in {config.out}")
+    _write_report(config.json, report)
+
+
+def run_audit(arguments: list[str]) -> None:
+    """`audit`: see `cdm_lightning.audit`."""
+    from cdm_lightning.audit_command import PICTURE, REPORT, audit, audit_parser
+    from cdm_lightning.audit_table import table
+
+    config = audit_parser().parse_args(arguments)
+    check_json(config.json)
+    report = audit(config)
+    print(table(report))
+    if config.out is not None:
+        print(f"{PICTURE} and {REPORT} are in {config.out}")
     _write_report(config.json, report)
 
 

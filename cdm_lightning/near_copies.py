@@ -1,5 +1,6 @@
 """Near-copies of training images: samples nearer to one than nearly all held-out images are."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,7 @@ def nearest(images: Tensor, training: Tensor, k: int) -> Nearest:
 
 
 def nearest_distances(images: Tensor, training: Tensor) -> Tensor:
-    """Return each image's distance to its nearest training image [n], in grey levels, see `nearest`.
-
-    Args:
-        images: uint8 [n, channel, height, width].
-        training: uint8 [m, channel, height, width], m at least 1.
-    """
+    """Return each image's distance to its nearest training image [n], see `nearest`."""
     return nearest(images, training, 1).distance[:, 0]
 
 
@@ -63,23 +59,55 @@ class NearCopies:
     """What counts as a near-copy of a training image.
 
     Attributes:
-        training: uint8 [m, channel, height, width].
-        threshold: the 1 % quantile of held-out images' distances to their nearest training image; at most so far, an
-            image is a near-copy.
-        heldout: the share of near-copies among held-out images, 1 % but for rounding.
+        training: uint8 [m, channel, height, width], or features [m, dimension].
+        distances: of held-out images to their nearest training image [n].
+        threshold: the 1 % quantile of these, or less; at most so far, an image is a near-copy.
+        heldout: the share of near-copies among held-out images: 1 % but for rounding, or less.
     """
 
     training: Tensor
+    distances: Tensor
     threshold: float
     heldout: Interval
 
     @classmethod
-    def of(cls, training: Tensor, heldout: Tensor) -> "NearCopies":
-        """Return the threshold that held-out images, uint8 [n, channel, height, width], lead to."""
+    def of(cls, training: Tensor, heldout: Tensor, most: float = math.inf) -> "NearCopies":
+        """Return the threshold that held-out images, shaped as `training`, lead to; at most `most`."""
         distances = nearest_distances(heldout, training)
-        threshold = float(distances.quantile(QUANTILE))
-        return cls(training, threshold, share_interval(int((distances <= threshold).sum()), len(distances)))
+        threshold = min(float(distances.quantile(QUANTILE)), most)
+        return cls(training, distances, threshold, _share(distances, threshold))
 
     def share(self, images: Tensor) -> Interval:
-        """Return the share of near-copies among images, uint8 [n, channel, height, width]."""
-        return share_interval(int((nearest_distances(images, self.training) <= self.threshold).sum()), len(images))
+        """Return the share of near-copies among images, shaped as `training`."""
+        return self.share_of(nearest_distances(images, self.training))
+
+    def share_of(self, distances: Tensor) -> Interval:
+        """Return the share of near-copies among images that are so far from their nearest training image [n]."""
+        return _share(distances, self.threshold)
+
+    def chance(self, distances: Tensor) -> float:
+        """Return how probable so many near-copies, or more, would be among new images; at most, not exactly.
+
+        Samples that are like held-out images stand anywhere among them in the order of distances. So the number of
+        samples that come before the k-th of m held-out images has a beta-binomial law, (k, m - k + 1), whatever the
+        distances are: k is the first one beyond the quantile, of which few held-out images give a rough idea only.
+        """
+        count, n, m = int((distances <= self.threshold).sum()), len(distances), len(self.distances)
+        k = int((self.distances <= self.distances.quantile(QUANTILE)).sum()) + 1
+        if count == 0 or k > m:
+            return 1.0
+        return min(1.0, math.fsum(_beta_binomial(i, n, k, m - k + 1) for i in range(count, n + 1)))
+
+
+def _share(distances: Tensor, threshold: float) -> Interval:
+    return share_interval(int((distances <= threshold).sum()), len(distances))
+
+
+def _beta_binomial(i: int, n: int, a: int, b: int) -> float:
+    """Return the probability of i successes of n, of a share drawn from the beta law (a, b)."""
+    ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+    return math.exp(ways + _log_beta(i + a, n - i + b) - _log_beta(a, b))
+
+
+def _log_beta(a: int, b: int) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
