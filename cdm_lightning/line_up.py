@@ -93,7 +93,7 @@ def under_classes(one: Contender, counts: Mapping[str, int]) -> Contender:
     """
     if one.parts == PUBLIC or not counts:
         return one
-    if one.parts in (CLASSIFIER, SOUP):
+    if one.parts == CLASSIFIER:
         raise BadInput(f"the row '{one.name}' knows no classes: leave it or --by_class out")
     known = class_counts(Store.open(one.store), one.sources)
     missing = [label for label in counts if label not in known]
