@@ -118,7 +118,7 @@ def trials(folder: Path, config: str, data: Path) -> list[Trial]:
             "forget --source",
             lambda place: ["forget", "--store", str(place / "store"), "--source", "digit1"],
             full,
-            ["store/runs/digit1.lock", f"{new}/.digit1.old-*", "store/runs/composed.lock*"],
+            ["store/runs/digit1.lock", f"{new}/.digit1.old-*", "store/runs/composed/.sources.json.tmp-*"],
         ),
         Trial(
             "forget --sample --purge",

@@ -40,7 +40,7 @@ def started(action: Callable[[], int]) -> BaseProcess:
 def held(fit: Fit, store: Path, source: str) -> tuple[BaseProcess, Event]:
     """Return a process that is in the middle of fitting a source, and what lets it go on."""
     inside, go_on = FORK.Event(), FORK.Event()
-    original = fitting.fit_closed_form
+    original = fitting.fit_untrained
 
     def waiting(*arguments: object) -> object:
         inside.set()
@@ -48,7 +48,7 @@ def held(fit: Fit, store: Path, source: str) -> tuple[BaseProcess, Event]:
         return original(*arguments)  # type: ignore[arg-type]
 
     def action() -> int:
-        fitting.fit_closed_form = waiting  # type: ignore[assignment]
+        fitting.fit_untrained = waiting  # type: ignore[assignment]
         return fit(store, f"[{source}]")
 
     process = started(action)
