@@ -338,7 +338,7 @@ def check_k_means_has_one_thread(place: Place) -> None:
 
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(2):
         patch.setattr(gaussians, "KMeans", Watched)
-        gaussians.Gaussians.fit(torch.rand(200, 1, 4, 4), seed=0, rank=4)
+        gaussians.Gaussians.fit(torch.rand(500, 1, 4, 4), seed=0, rank=4)
     assert set(seen) == {1}
 
 
