@@ -47,7 +47,7 @@ def opened(switch: float, temperature: float = 1.0, names: str = "abc") -> Compa
     calibration = Calibration(torch.ones(1), torch.full((1,), temperature), FLOOR)
     error = DraftError(torch.tensor([20.0]), torch.tensor([0.1, 10.0]), torch.tensor([[0.1, 0.5]]))
     public = Public(PUBLIC, Strength(), error, calibration, switch, 3)
-    parts = {name: Compartment(COUNTS.get(name, 10), form(k)) for k, name in enumerate(names)}
+    parts = {name: Compartment(COUNTS.get(name, 10), form(k), form(k)) for k, name in enumerate(names)}
     backbone = ConvNet(image_size=4, channels=1, guided=True)
     backbone.initialize(torch.Generator().manual_seed(0))
     backbone.double().eval()

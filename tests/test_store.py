@@ -89,7 +89,7 @@ def test_the_backbone_comes_back(store: Store) -> None:
 
 def test_store_json_pins_the_backbone_and_lists_no_source(store: Store) -> None:
     assert json.loads((store.path / "store.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "backbone_sha256": hashlib.sha256((store.path / "backbone.safetensors").read_bytes()).hexdigest(),
         "image_shape": [1, 8, 8],
         "sigma_range": [0.002, 80.0],
@@ -241,9 +241,9 @@ def test_no_store_says_what_was_expected(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(store: Store) -> None:
-    values = json.loads((store.path / "store.json").read_text()) | {"format": 2}
+    values = json.loads((store.path / "store.json").read_text()) | {"format": 1}
     (store.path / "store.json").write_text(json.dumps(values))
-    with pytest.raises(StoreError, match=r"has format 2, but this version reads 1"):
+    with pytest.raises(StoreError, match=r"has format 1, but this version reads 2"):
         Store.open(store.path)
 
 
