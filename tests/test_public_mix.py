@@ -198,7 +198,7 @@ def test_a_mixed_compartment_does_not_depend_on_its_company(mixed: Path, store: 
     tensors = [Store.open(path).read_compartment("digit0")[0] for path in (alone, plain)]
     assert tensors[0].keys() == tensors[1].keys(), "public's closed form is not stored again"
     for name, tensor in tensors[0].items():
-        assert torch.equal(tensor, tensors[1][name]) == name.startswith("closed_form")
+        assert torch.equal(tensor, tensors[1][name]) == name.startswith("fine")
 
 
 def test_a_mixed_fit_goes_on_where_it_was_killed(
