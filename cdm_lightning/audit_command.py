@@ -1,6 +1,5 @@
 """The command line of `audit`: does a store reproduce training images, and can one tell who was in it?"""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,16 +16,15 @@ from cdm_lightning.evaluate_command import listed
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.generation import Settings, check_folder
-from cdm_lightning.line_up import opened_models, with_switch
+from cdm_lightning.line_up import note_outputs, opened_models, with_switch
 from cdm_lightning.membership import FALSE_POSITIVES, LEAST, SIGMAS
 from cdm_lightning.memorization import Images
-from cdm_lightning.outputs import note_output
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.reference import source_reference
-from cdm_lightning.source_choice import add_source_options, chosen_sources
-from cdm_lightning.store import RUNS, Store
+from cdm_lightning.source_choice import add_source_options, check_against, chosen_sources
+from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
-from cdm_lightning.tensor_files import write_atomic
+from cdm_lightning.tensor_files import write_report
 from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
@@ -98,7 +96,7 @@ def audit(config: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as passing:
         kept = Path(config.out or passing) / "features"
         if config.out:
-            note_outputs(Path(config.out), [contender for contender, _ in models.values()])
+            note_outputs(Path(config.out), models)
         known = {source: known_of(kept, source, images, extractor) for source in sources}
     rows, pairs = audited(Audit(known, settings, extractor, config.members, config.draws), list(models.values()))
     report = {
@@ -136,8 +134,7 @@ def settings_of(config: Any) -> Settings:
         if config[name] < least:
             raise BadInput(f"--{name} is {config[name]}; expected at least {least}")
     check_seed(config.seed)
-    if config.user is not None and config.against:
-        raise BadInput("--against reads other stores, of which --policy says nothing: leave it out, or --user")
+    check_against(config)
     if config.out is not None:
         check_folder(Path(config.out))
     return Settings(n=config.n, **{name: config[name] for name in SAMPLED_WITH})
@@ -148,13 +145,6 @@ def check_rows(names: Sequence[str]) -> None:
     for name in names:
         if (row := with_switch(name)[0]) not in ROWS:
             raise BadInput(f"unknown row '{name}': expected one of {', '.join(ROWS)}{did_you_mean(row, ROWS)}")
-
-
-def note_outputs(out: Path, contenders: Sequence[Contender]) -> None:
-    """Note in each store where the output is, and make its folder."""
-    for contender in contenders:
-        note_output(contender.store / RUNS, out, contender.sources)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def known_of(kept: Path, source: str, images: AuditImages, extractor: FeatureExtractor | None) -> Known:
@@ -182,5 +172,5 @@ def pair_report(found: Found, images: AuditImages) -> dict[str, Any]:
 
 def write(out: Path, report: dict[str, Any], pairs: Sequence[Found]) -> None:
     """Write the report and the picture of the closest pairs."""
-    write_atomic(out / REPORT, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    write_report(out / REPORT, report)
     closest_pairs(pairs).savefig(out / PICTURE)

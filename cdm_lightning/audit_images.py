@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.membership import LEAST
-from cdm_lightning.store import EXCLUSIONS, Store
-from datamodules import ShardDataModule
+from cdm_lightning.store import Store
+from cdm_lightning.validate_command import shard_data
 from datamodules.manifest import ImageShape, data_sha256, usable
 from datamodules.names import HELDOUT, TRAIN, Part
 
@@ -27,9 +27,7 @@ class AuditImages:
     """
 
     def __init__(self, store: Store, sources: list[str], root: Path, exclude: str | None) -> None:
-        channels, size, _ = store.info.image_shape
-        self._data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-        self._data.forgotten = store.path / EXCLUSIONS
+        self._data = shard_data(store, root, exclude)
         self._public_sha256, self._root = store.info.public_data_sha256, root
         for source in sources:
             self._check(store, source)

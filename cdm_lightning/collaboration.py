@@ -108,7 +108,8 @@ def _faults(card: Card, tensors: Mapping[str, Tensor], public: Public, store: St
         yield f"its images have the shape {card.image_shape}, here {store.info.image_shape}"
     if card.n < 1 or sum(card.class_counts.values()) != card.n:
         yield f"its classes have {sum(card.class_counts.values())} images, its card says {card.n}"
-    for form in fine_forms(tensors, card):
+    fine, by_class = fine_forms(tensors, card)
+    for form in (fine, *by_class.values()):
         yield from _form_faults(form, public.rank)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):

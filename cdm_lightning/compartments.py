@@ -14,7 +14,7 @@ from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_den
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.merging import groups_for, images_behind, merged, union_of
+from cdm_lightning.merging import groups_for, groups_of, images_behind, merged, union_of
 from cdm_lightning.public import Public
 from cdm_lightning.strategy import Strategy
 
@@ -149,18 +149,24 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
 
         With `public`'s share, where prompts were trained on a mixture with it.
         """
-        own = list(self.compartments.values())
+        own, (fine, group) = self._parts(), self._together
         total, mixed = sum(part.n for part in own), sum(part.n * part.public_mix for part in own)
-        fine = union_of([part.fine for part in own], [part.n * (1 - part.public_mix) for part in own])
-        groups, public = groups_for([part.n for part in own]), self.public.closed_form.to(fine.mean.device)
-        closed_form = merged(fine, total, groups, public, self.public.strength)
+        public = self.public.closed_form.to(fine.mean.device)
+        closed_form = merged(fine, total, group, public, self.public.strength)
         return closed_form.mixed_with(public, mixed / total) if mixed else closed_form
 
     @cached_property
     def images_behind(self) -> list[int]:
         """The number of images behind each source's part of `union`."""
-        own = self.compartments.values()
-        return images_behind([part.fine for part in own], [part.n for part in own])
+        own = self._parts()
+        return images_behind([part.fine for part in own], [part.n for part in own], self._together[1])
+
+    @cached_property
+    def _together(self) -> tuple[Gaussians, Tensor]:
+        """The fine clusters of all sources, without `public`'s share, and the group of `union` that each belongs to."""
+        own = self._parts()
+        fine = union_of([part.fine for part in own], [part.n * (1 - part.public_mix) for part in own])
+        return fine, groups_of(fine, groups_for([part.n for part in own]))
 
     def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
         """Return D guided by the draft of the union, for weights [source, batch] and one sigma for all.

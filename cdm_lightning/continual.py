@@ -3,7 +3,6 @@
 The record lies outside the store: it holds numbers of sources that have left since.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import composed_fidelity
 from cdm_lightning.generation import Settings
 from cdm_lightning.packing import open_compartments
-from cdm_lightning.reference import references_of
+from cdm_lightning.reference import images_sha256, references_of
 from cdm_lightning.store import LEDGER, Store
-from cdm_lightning.tensor_files import read_object, write_atomic
+from cdm_lightning.tensor_files import read_object, write_report
 from cdm_lightning.timeline import Event
 from cdm_lightning.transfer import backward_transfer_by_source, forgetting_by_source, mean
 
@@ -74,13 +73,9 @@ def measured(
         "accuracy": dict(zip(composed.sources, by_source, strict=False)),
         "scores": scores,
         "compartments_sha256": {source: hashes[source] for source in composed.sources},
-        "heldout_sha256": {source: _sha256(held_out[source]) for source in composed.sources},
+        "heldout_sha256": {source: images_sha256(held_out[source]) for source in composed.sources},
         "reference_images": {source: len(held_out[source]) for source in composed.sources},
     }
-
-
-def _sha256(images: Tensor) -> str:
-    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def _difference(was: Any, now: Any, name: str) -> str:
 def write_record(path: Path, experiment: Mapping[str, Any], rows: Sequence[Row], events: int) -> dict[str, Any]:
     """Write the record of what was measured so far, as a whole or not, and return it; `events` are expected."""
     record = {**experiment, "complete": len(rows) == events, "rows": list(rows), "summary": summary(rows)}
-    write_atomic(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_report(path, record)
     return record
 
 

@@ -5,7 +5,6 @@ With `--by_class` images are sampled under classes, which occur as often as amon
 classes together either way.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,15 +26,14 @@ from cdm_lightning.fit_record import fit_record
 from cdm_lightning.generation import Settings, check_folder
 from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
-from cdm_lightning.line_up import opened_models
+from cdm_lightning.line_up import note_outputs, opened_models
 from cdm_lightning.metrics import score_name
-from cdm_lightning.outputs import note_output
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.proportions import confusion_of, proportions
-from cdm_lightning.source_choice import add_source_options, chosen_sources
-from cdm_lightning.store import RUNS, Store
+from cdm_lightning.source_choice import add_source_options, check_against, chosen_sources
+from cdm_lightning.store import Store
 from cdm_lightning.stratification import class_counts, quotas
-from cdm_lightning.tensor_files import write_atomic
+from cdm_lightning.tensor_files import write_atomic, write_report
 from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
 from datamodules.names import HELDOUT
 
@@ -109,8 +107,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
     sources = chosen_sources(config)
-    if config.user is not None and config.against:
-        raise BadInput("--against reads other stores, of which --policy says nothing: leave it out, or --user")
+    check_against(config)
     names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
     classifier = kept / CLASSIFIER_FILE
     models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)
@@ -119,9 +116,8 @@ def evaluate(config: Any) -> dict[str, Any]:
     images = EvaluationImages(store, sources, root, exclude)
     extractor = open_extractor(config.extractor, config.inception)
     folder = out / "rows"
-    for contender, _ in models.values():
-        note_output(contender.store / RUNS, out, contender.sources)
-    folder.mkdir(parents=True, exist_ok=True)
+    note_outputs(out, models)
+    folder.mkdir(exist_ok=True)
     make_yardstick = partial(images.yardstick, extractor, kept)
     comparison = Comparison(folder, settings, extractor, images.identity(), make_yardstick)
     train_classifier(list(models.values()), images, settings)
@@ -240,7 +236,7 @@ def table_name(extractor: str) -> str:
 def write(out: Path, report: dict[str, Any], pictures: dict[str, Tensor]) -> None:
     """Write tables and samples.png; `pictures` is uint8 [column, channel, height, width] by row."""
     name = table_name(report["extractor"])
-    write_atomic(out / f"{name}.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    write_report(out / f"{name}.json", report)
     write_atomic(out / f"{name}.md", markdown(report).encode())
     noise = "the same noise and class in each column" if report["by_class"] else "the same noise in each column"
     title = f"{report['sampler']} {report['steps']} steps, seed {report['seed']}, {noise}"

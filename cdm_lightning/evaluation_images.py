@@ -7,11 +7,10 @@ from torch import Tensor
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.reference import FEWEST
-from cdm_lightning.store import EXCLUSIONS, Store
+from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import Json
-from cdm_lightning.validate_command import heldout_images
+from cdm_lightning.validate_command import heldout_images, shard_data
 from cdm_lightning.yardstick import Yardstick
-from datamodules import ShardDataModule
 from datamodules.manifest import data_sha256
 from datamodules.names import HELDOUT, TRAIN, Part
 
@@ -27,9 +26,7 @@ class EvaluationImages:
     """
 
     def __init__(self, store: Store, sources: list[str], root: Path, exclude: str | None) -> None:
-        channels, size, _ = store.info.image_shape
-        self._data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-        self._data.forgotten = store.path / EXCLUSIONS
+        self._data = shard_data(store, root, exclude)
         self._heldout = heldout_images(store, sources, root, exclude)
         for source in sources:
             if (count := len(self._heldout.get(source, ()))) < FEWEST:

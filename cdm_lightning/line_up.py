@@ -10,8 +10,9 @@ from cdm_lightning.contenders import CLASSIFIER, CLOSED_FORM, PUBLIC, SOUP, Cont
 from cdm_lightning.denoiser import SIGMA_MIN
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
-from cdm_lightning.store import Store
+from cdm_lightning.store import RUNS, Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.stratification import class_counts
 
@@ -82,6 +83,13 @@ def opponent(text: str) -> Contender:
     switch = with_switch(name)[1]
     store = Store.open(Path(place))
     return Contender(name, store.path, tuple(store.choose("all")), fit_record(store).strategy or "routed", switch)
+
+
+def note_outputs(out: Path, models: Mapping[str, tuple[Contender, Opened]]) -> None:
+    """Note in the store of each model that a folder is made of its sources, and make the folder."""
+    for contender, _ in models.values():
+        note_output(contender.store / RUNS, out, contender.sources)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def under_classes(one: Contender, counts: Mapping[str, int]) -> Contender:

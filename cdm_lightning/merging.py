@@ -32,13 +32,13 @@ def groups_for(images: Sequence[int]) -> int:
     return sum(max(n // IMAGES_PER_CLUSTER, 1) for n in images)
 
 
-def images_behind(fine: Sequence[Gaussians], images: Sequence[int]) -> list[int]:
+def images_behind(fine: Sequence[Gaussians], images: Sequence[int], group: Tensor) -> list[int]:
     """Return, for each of several mixtures that are merged, how many images stand behind its part of the result.
 
-    These are its own, and those of every other that shares a group with it.
+    These are its own, and those of every other that shares a group with it; `group` is that of each
+    cluster of them all.
     """
     owner = torch.cat([torch.full((len(form.mean),), i) for i, form in enumerate(fine)])
-    group = groups_of(union_of(fine, images), groups_for(images))
     shared = torch.zeros(len(fine), int(group.max()) + 1, dtype=torch.bool)
     shared[owner, group] = True
     together = (shared.double() @ shared.double().T) > 0
@@ -60,18 +60,17 @@ def groups_of(fine: Gaussians, groups: int) -> Tensor:
 
 
 def merged(
-    fine: Gaussians, images: int, groups: int, public: Gaussians | None = None, strength: Strength | None = None
+    fine: Gaussians, images: int, group: Tensor, public: Gaussians | None = None, strength: Strength | None = None
 ) -> Gaussians:
     """Return the closed form of `images` images from their fine Gaussians: merged by moments, shrunk, of equal rank.
 
     Args:
         fine: maximum-likelihood Gaussians of clusters of these images.
         images: their number.
-        groups: the number of Gaussians of the result, at most.
+        group: [cluster], the Gaussian of the result that each fine cluster becomes part of; see `groups_of`.
         public: where given, each group is shrunk towards its nearest cluster by a normal-inverse-Wishart prior.
         strength: of that prior, in samples.
     """
-    group = groups_of(fine, groups)
     share = fine.log_share.double().exp()
     rank = fine.basis.shape[2]
     parts = []

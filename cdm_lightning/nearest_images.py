@@ -12,8 +12,8 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.near_copies import nearest
-from cdm_lightning.store import EXCLUSIONS, Store
-from cdm_lightning.validate_command import place_of_images
+from cdm_lightning.store import Store
+from cdm_lightning.validate_command import place_of_images, shard_data
 from datamodules import ShardDataModule
 from datamodules.names import HELDOUT, TRAIN
 
@@ -44,9 +44,7 @@ class Shards:
         if config.root is None and not (record.root and Path(record.root).is_dir()):
             return cls()
         root, exclude = place_of_images(config, record, store)
-        channels, size, _ = store.info.image_shape
-        data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-        data.forgotten = store.path / EXCLUSIONS
+        data = shard_data(store, root, exclude)
         there = [source for source in sources if source in data.available_sources()]
         if config.root is not None and not there:
             raise BadInput(f"--root, '{root}', has no shards of {', '.join(sources)}: give the folder of their shards")

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.card import Card
-from cdm_lightning.compartment import ClassForm, Compartment
+from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.denoiser import PRECONDITIONINGS, SIGMA_MAX
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.prompts import KINDS
 from cdm_lightning.public import Public
-from cdm_lightning.source_forms import closed_form_of
+from cdm_lightning.source_forms import class_form, closed_form_of
 from cdm_lightning.store import Store
 
 ALLOWED_PACKAGE = "cdm_lightning"
@@ -72,12 +72,8 @@ def pack_compartment(compartment: Compartment) -> dict[str, Tensor]:
 
 def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Backbone, public: Public) -> Compartment:
     """Return the compartment that `tensors` came from; `backbone` and `public` are those that it was fitted on."""
-    fine = Gaussians.from_tensors(_stripped("fine", tensors), card.image_shape)
-    classes = {
-        label: _class_form(tensors, card, label, public)
-        for label in card.class_counts
-        if _stripped(f"class.{label}", tensors)
-    }
+    fine, by_class = fine_forms(tensors, card)
+    classes = {label: class_form(form, card.class_counts[label], public) for label, form in by_class.items()}
     own, prompt = _stripped("prompt", tensors), None
     if own:
         prompt = KINDS[card.compartment].like(backbone, own)
@@ -87,16 +83,11 @@ def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Back
     return Compartment(card.n, closed_form, fine, prompt, classes, public_mix=card.public_mix)
 
 
-def fine_forms(tensors: Mapping[str, Tensor], card: Card) -> list[Gaussians]:
-    """Return the Gaussians that `tensors` hold, of the source and of its classes, as they are stored."""
-    names = ["fine", *(f"class.{label}" for label in card.class_counts)]
-    held = [own for name in names if (own := _stripped(name, tensors)) or name == "fine"]
-    return [Gaussians.from_tensors(own, card.image_shape) for own in held]
-
-
-def _class_form(tensors: Mapping[str, Tensor], card: Card, label: str, public: Public) -> ClassForm:
-    n, fine = card.class_counts[label], Gaussians.from_tensors(_stripped(f"class.{label}", tensors), card.image_shape)
-    return ClassForm(n, closed_form_of(fine, n, public), fine)
+def fine_forms(tensors: Mapping[str, Tensor], card: Card) -> tuple[Gaussians, dict[str, Gaussians]]:
+    """Return the Gaussians that `tensors` hold, of the source and by class, as they are stored."""
+    by_class = {label: own for label in card.class_counts if (own := _stripped(f"class.{label}", tensors))}
+    forms = {label: Gaussians.from_tensors(own, card.image_shape) for label, own in by_class.items()}
+    return Gaussians.from_tensors(_stripped("fine", tensors), card.image_shape), forms
 
 
 def open_compartments(

@@ -71,8 +71,13 @@ def identity_of(images: Tensor, extractor: FeatureExtractor) -> dict[str, Json]:
         "extractor": extractor.name,
         "fingerprint": extractor.fingerprint,
         "shape": list(images.shape),
-        "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
+        "sha256": images_sha256(images),
     }
+
+
+def images_sha256(images: Tensor) -> str:
+    """Return the hash of the grey levels of images, uint8."""
+    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
 def key_of(identity: Mapping[str, Json]) -> str:

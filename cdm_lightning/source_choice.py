@@ -18,6 +18,12 @@ def add_source_options(parser: Parser) -> None:
     parser.add_argument("--policy", type=str | None, default=None, help="YAML file of access rights")
 
 
+def check_against(config: Any) -> None:
+    """Raise BadInput if `--against` names other stores where a policy says which sources may be used."""
+    if config.user is not None and config.against:
+        raise BadInput("--against reads other stores, of which --policy says nothing: leave it out, or --user")
+
+
 def chosen_sources(config: Any) -> list[str]:
     """Return the sources that a parsed command line chooses of its store.
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from cdm_lightning.compartment import ClassForm, Compartment
 from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.merging import groups_for, merged
+from cdm_lightning.merging import groups_for, groups_of, merged
 from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import Public
 from cdm_lightning.seeding import stable_hash
@@ -29,7 +29,12 @@ def fit_fine(x_0: Tensor, rank: int, clusters: int, *seed: str | int) -> Gaussia
 
 def closed_form_of(fine: Gaussians, n: int, public: Public) -> Gaussians:
     """Return the closed form of n images from the Gaussians of their small clusters."""
-    return merged(fine, n, groups_for([n]), public.closed_form, public.strength)
+    return merged(fine, n, groups_of(fine, groups_for([n])), public.closed_form, public.strength)
+
+
+def class_form(fine: Gaussians, n: int, public: Public) -> ClassForm:
+    """Return what is known of a class of n images from the Gaussians of its small clusters."""
+    return ClassForm(n, closed_form_of(fine, n, public), fine)
 
 
 def fit_untrained(x_0: Tensor, public: Public, clusters: int, *seed: str | int) -> Compartment:
@@ -45,8 +50,7 @@ def fit_classes(
     classes = {}
     for label in sorted(set(labels)):
         own = x_0[torch.tensor([name == label for name in labels])]
-        fine = fit_fine(own, public.rank, clusters, seed, source, label)
-        classes[label] = ClassForm(len(own), closed_form_of(fine, len(own), public), fine)
+        classes[label] = class_form(fit_fine(own, public.rank, clusters, seed, source, label), len(own), public)
     return classes
 
 

@@ -149,6 +149,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
+def write_report(path: Path, report: Json) -> None:
+    """Write what a command found as JSON for people, as a whole or not."""
+    write_atomic(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+
+
 def remove_unfinished(path: Path) -> None:
     """Remove what killed processes left of writing a file; whoever calls is the only one who writes it now."""
     for left in path.parent.glob(f".{path.name}.tmp-*"):

@@ -115,6 +115,14 @@ def place_of_images(config: Any, record: FitRecord, store: Store) -> tuple[Path,
     return root, config.exclude or (None if config.root else record.exclude)
 
 
+def shard_data(store: Store, root: Path, exclude: str | None) -> ShardDataModule:
+    """Return what reads the shards in `root` of a store's sources, without the samples that the store has forgotten."""
+    channels, size, _ = store.info.image_shape
+    data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
+    data.forgotten = store.path / EXCLUSIONS
+    return data
+
+
 def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | None) -> dict[str, Tensor]:
     """Return the first held-out images, uint8 [n, channel, height, width], of every source that has shards.
 
@@ -122,9 +130,7 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
         BadInput: none of the sources has any, or they are not as large as those of the store.
         ShardError: the shards are not what their manifest says.
     """
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(str(root), image_size=size, channels=channels, exclude=exclude)  # type: ignore[arg-type]
-    data.forgotten = store.path / EXCLUSIONS
+    (channels, size, _), data = store.info.image_shape, shard_data(store, root, exclude)
     there = set(data.available_sources())
     chosen = [source for source in sources if source in there]
     for source in chosen:

@@ -26,6 +26,11 @@ def whole(x_0: Tensor, rank: int = DIMENSION - 1) -> Gaussians:
     return Gaussians.fit(x_0, seed=0, rank=rank, clusters=1)
 
 
+def behind(fine: list[Gaussians], sizes: list[int]) -> list[int]:
+    """Return `images_behind` of sources that are merged as a store's are."""
+    return images_behind(fine, sizes, groups_of(union_of(fine, sizes), groups_for(sizes)))
+
+
 def covariance(form: Gaussians, k: int = 0) -> Tensor:
     """Return the dense covariance [dimension, dimension] of a cluster."""
     basis, excess = form.basis[k], form.variance[k] - form.rest[k]
@@ -35,7 +40,8 @@ def covariance(form: Gaussians, k: int = 0) -> Tensor:
 @pytest.mark.parametrize("sizes", [(30, 70), (5, 40, 200), (1, 1, 2)])
 def test_one_gaussian_of_each_source_merges_into_the_fit_of_all_images(sizes: tuple[int, ...]) -> None:
     parts = [images(n, seed) for seed, n in enumerate(sizes)]
-    found = merged(union_of([whole(part) for part in parts], sizes), sum(sizes), 1)
+    union = union_of([whole(part) for part in parts], sizes)
+    found = merged(union, sum(sizes), groups_of(union, 1))
     flat = torch.cat(parts).flatten(1)
     torch.testing.assert_close(found.mean[0], flat.mean(0), rtol=0, atol=1e-10)
     torch.testing.assert_close(covariance(found), torch.cov(flat.T, correction=0), rtol=0, atol=1e-8)
@@ -48,7 +54,7 @@ def test_shrinking_after_the_fit_is_shrinking_within_it(n: int) -> None:
     strength = Strength(2.0, 7.0)
     x_0 = images(n, seed=1, centre=0.4)
     expected = Gaussians.fit(x_0, seed=0, public=public, strength=strength, rank=DIMENSION - 1, clusters=1)
-    found = merged(whole(x_0), n, 1, public, strength)
+    found = merged(whole(x_0), n, groups_of(whole(x_0), 1), public, strength)
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(covariance(found), covariance(expected), rtol=0, atol=1e-8)
 
@@ -62,7 +68,7 @@ def test_the_union_is_the_mixture_by_numbers_of_images() -> None:
 
 def test_nothing_is_merged_where_there_are_as_many_groups_as_clusters() -> None:
     fine = Gaussians.fit(images(900, 4), seed=0, rank=5, clusters=3)
-    found = merged(fine, 900, 3)
+    found = merged(fine, 900, groups_of(fine, 3))
     for name, tensor in fine.tensors().items():
         if name != "basis":
             torch.testing.assert_close(found.tensors()[name], tensor, rtol=0, atol=1e-10)
@@ -75,7 +81,7 @@ def test_clusters_that_are_alike_are_merged_and_others_are_not() -> None:
     group = groups_of(union_of([*near, far], [50, 50, 50, 50]), 2)
     assert len(set(group[:3].tolist())) == 1
     assert group[3] != group[0]
-    assert images_behind([*near, far], [50, 60, 70, 80]) == [50, 60, 70, 80]  # a group for each: nothing is shared
+    assert behind([*near, far], [50, 60, 70, 80]) == [50, 60, 70, 80]  # a group for each: nothing is shared
 
 
 def test_images_of_every_source_that_shares_a_group_stand_behind_it() -> None:
@@ -83,7 +89,7 @@ def test_images_of_every_source_that_shares_a_group_stand_behind_it() -> None:
     places = [torch.cat([images(30, seed), images(30, seed + 10, centre=9.0)]) for seed in range(2)]
     fine = [Gaussians.fit(place, seed=0, rank=5, clusters=2, images_per_cluster=30) for place in places]
     fine.append(whole(images(60, 7, centre=-30.0), rank=5))
-    assert images_behind(fine, [60, 61, 62]) == [121, 121, 62]
+    assert behind(fine, [60, 61, 62]) == [121, 121, 62]
 
 
 def test_there_is_a_gaussian_for_250_images_and_at_least_one_for_each_source() -> None:
