@@ -50,8 +50,7 @@ class Truth:
 
     def of(self, parts: Mapping[str, Compartment]) -> Compartments:
         """Return compartments on the backbone."""
-        own = self.opened
-        return Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
+        return self.opened.with_sources(parts)
 
     def sources(self) -> Compartments:
         """Return the sources."""

@@ -75,10 +75,8 @@ def path_levels() -> Tensor:
 
 def pseudo_cast(compartments: Compartments, train: Mapping[str, Tensor], held_out: Sequence[Tensor], seed: int) -> Cast:
     """Return the classes of `public` as sources, by what is fitted on its training part and judged on the other."""
-    own = compartments
-    parts = {name: fit_untrained(x, own.public, MOST_CLUSTERS, seed, name) for name, x in train.items()}
-    opened = Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
-    return Cast.of(opened, train, held_out, seed)
+    parts = {name: fit_untrained(x, compartments.public, MOST_CLUSTERS, seed, name) for name, x in train.items()}
+    return Cast.of(compartments.with_sources(parts), train, held_out, seed)
 
 
 def gaussians(cast: Cast) -> dict[float, Tensor]:

@@ -57,9 +57,8 @@ def cheats(own: Tensor, victim: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 def with_other(opened: Compartments, source: str, images: Tensor) -> Compartments:
     """Return the compartments with one that was fitted to other images, uint8."""
-    own, other = opened, fit_untrained(from_uint8(images), opened.public, MOST_CLUSTERS, 0, source)
-    parts = dict(own.compartments) | {source: other}
-    return Compartments(own.backbone, parts, own.public, own.guided, own.sigma_switch, own.preconditioning)
+    other = fit_untrained(from_uint8(images), opened.public, MOST_CLUSTERS, 0, source)
+    return opened.with_sources(opened.compartments | {source: other})
 
 
 def main() -> None:

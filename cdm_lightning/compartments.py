@@ -62,7 +62,13 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
             names = ", ".join(known) or "none: fit with model.class_labels true"
             raise BadInput(f"no chosen source has the class '{label}'; there are {names}{did_you_mean(label, known)}")
         chosen = {source: own.under(label) for source, own in self.compartments.items() if label in own.classes}
-        return Compartments(self.backbone, chosen, self.public, self.guided, self.sigma_switch, self.preconditioning)
+        return self.with_sources(chosen)
+
+    def with_sources(self, compartments: Mapping[str, Compartment]) -> "Compartments":
+        """Return other compartments on the same backbone, with the same settings."""
+        return Compartments(
+            self.backbone, compartments, self.public, self.guided, self.sigma_switch, self.preconditioning
+        )
 
     def composed(self, strategy: Strategy) -> ComposedDenoiser:
         """Return the composed denoiser of these sources, with the closed forms' evidence."""
