@@ -3,10 +3,12 @@
     python -m benchmarks.quality --work out/quality [--input FOLDER] [--inception FILE] [--only NAME ...]
 
 Every step is a command of the project, in a process and with a log of its own; two run at a time, with one thread each.
-What is finished is skipped: run it again after an interruption. The tables are in WORK/tables.
+What is finished is skipped: run it again after an interruption. The tables are in WORK/tables, and what each step took
+is in WORK/times.json.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from benchmarks.quality_stores import BACKBONES, CONFIGS, SPLITS, STORES, Fitted
 from benchmarks.quality_tables import SECOND, TABLES, Table
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
+from cdm_lightning.tensor_files import write_report
 
 AT_ONCE = 2
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
@@ -124,27 +127,32 @@ class Plan:
         return Step(["evaluate", *where, *rows, "--extractor", table.extractor, *inception, *table.options], needs)
 
 
-def run(steps: Mapping[str, Step], logs: Path) -> None:
-    """Run every step after those that it needs; stop at the first that fails.
+def run(steps: Mapping[str, Step], work: Path) -> None:
+    """Run every step after those that it needs, and note what each took; stop at the first that fails.
 
     Raises:
         SystemExit: a step failed; the last lines of its log are shown.
     """
+    logs, times = work / "logs", work / "times.json"
     logs.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
     waiting, done = dict(steps), set[str]()
-    running: dict[Future[None], str] = {}
+    running: dict[Future[float], str] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while waiting or running:
             ready = [name for name, step in waiting.items() if set(step.needs) <= done]
             for name in ready[: AT_ONCE - len(running)]:
                 running[pool.submit(one, name, waiting.pop(name), logs)] = name
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(finished))
-                finished.result()
+                name = running.pop(finished)
+                done.add(name)
+                # A step that was finished before takes the seconds of a look, which say nothing.
+                seconds[name] = max(round(finished.result(), 1), seconds.get(name, 0.0))
+                write_report(times, seconds)
 
 
-def one(name: str, step: Step, logs: Path) -> None:
-    """Run one step, and say how long it took."""
+def one(name: str, step: Step, logs: Path) -> float:
+    """Run one step, say how many seconds it took, and return them."""
     start, log = time.perf_counter(), logs / f"{name.replace(' ', '-')}.log"
     if step.prepare is not None:
         step.prepare()
@@ -155,7 +163,9 @@ def one(name: str, step: Step, logs: Path) -> None:
         ).returncode
     if code:
         raise SystemExit(f"{name} failed; {log} ends with:\n" + "\n".join(log.read_text().splitlines()[-5:]))
-    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    took = time.perf_counter() - start
+    print(f"{name}: {took:.0f} s", flush=True)
+    return took
 
 
 def chosen(steps: Mapping[str, Step], only: list[str]) -> dict[str, Step]:
@@ -184,7 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of steps; with all that they need")
     options = parser.parse_args()
     work = Path(options.work)
-    run(chosen(Plan(work, options.input, options.inception).steps(), options.only), work / "logs")
+    run(chosen(Plan(work, options.input, options.inception).steps(), options.only), work)
 
 
 if __name__ == "__main__":

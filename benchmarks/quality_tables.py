@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MANY = ("--n", "2000", "--batch_size", "128")
+MANY = ("--n", "1000", "--batch_size", "128")
 FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
 
 
@@ -104,7 +104,7 @@ TABLES = {
     ),
     "five, classifier": Table(
         "paper",
-        ("classifier", "posterior", "uniform", "assign"),
+        ("classifier", "posterior"),
         {"mono-full": "mono-full"},
         "mono-full",
         "five-classifier",

@@ -1,5 +1,6 @@
 """The quality benchmark. Oracles: what it must be fair in, the order of its steps, a backbone read back."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,25 +68,27 @@ def test_the_backbone_of_a_store_is_fitted_with_the_same_settings() -> None:
 def test_steps_come_after_what_they_need_two_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started, finished, at_once = list[str](), list[str](), list[int]()
 
-    def one(name: str, step: Step, logs: Path) -> None:
+    def one(name: str, step: Step, logs: Path) -> float:
         assert set(step.needs) <= set(finished)
         started.append(name)
         at_once.append(len(started) - len(finished))
         time.sleep(0.02)
         finished.append(name)
+        return 2.06
 
     monkeypatch.setattr(quality, "one", one)
     needs: dict[str, Sequence[str]] = {"a": (), "b": (), "c": ("a",), "d": ("a", "b"), "e": ("d",), "f": ()}
     run({name: Step([], tuple(needs[name])) for name in needs}, tmp_path)
     assert sorted(finished) == sorted(needs)
     assert max(at_once) == 2
+    assert json.loads((tmp_path / "times.json").read_text()) == dict.fromkeys(needs, 2.1)
 
 
 def test_a_step_that_fails_ends_the_run_and_shows_why(tmp_path: Path) -> None:
     steps = {"bad": Step(["stor", "list"]), "never": Step(["store"], ("bad",))}
     with pytest.raises(SystemExit, match=r"bad failed; .*bad.log ends with:\n.*unknown command 'stor'"):
         run(steps, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.log"]
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["bad.log"]
 
 
 def test_steps_are_chosen_with_all_that_they_need() -> None:
