@@ -114,7 +114,8 @@ class Plan:
     def _table(self, name: str, table: Table) -> Step:
         opponents = [f"{label}={self.place(store)}" for label, store in table.against.items()]
         inception = ["--inception", self.inception] if self.inception and table.extractor == "inception" else []
-        needs = (table.store, *table.stores())
+        first = next(other for other, one in TABLES.items() if one.out == table.out)  # samples that both show
+        needs = (table.store, *table.stores(), *([f"table {first}"] if first != name else []))
         where = [
             "--store",
             str(self.place(table.store)),
