@@ -132,6 +132,7 @@ class ConfiguredRecipe:
         ]
         check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
+        self.watched = config.trainer.logger is not False or bool(config.trainer.callbacks)
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
         processes = Trainer(
             **{key: config.trainer[key] for key in PROCESS_KEYS}, logger=False, enable_checkpointing=False
@@ -186,10 +187,20 @@ class ConfiguredRecipe:
         return {"limit_val_batches": 1, "val_check_interval": every, "check_val_every_n_epoch": None}
 
     def _trainer_settings(self) -> dict[str, Any]:
-        """Return the options of the Trainer, with new objects where they are objects; no network is built for them."""
+        """Return the options of the Trainer, with new objects where they are objects; no network is built for them.
+
+        Raises:
+            BadInput: one of the objects cannot be made.
+        """
         config = self.config.clone()
         config.pop("model")
-        return dict(vars(self.parser.instantiate(config).trainer))
+        try:
+            return dict(vars(self.parser.instantiate(config).trainer))
+        except ValueError as error:
+            reason: BaseException = error
+            while (cause := reason.__cause__ or reason.__context__) is not None:
+                reason = cause
+            raise BadInput(f"trainer: an object that the configuration names cannot be made: {reason}") from error
 
     def _checkpoint(self, folder: Path) -> ModelCheckpoint:
         """Return the callback that keeps the newest state of a phase in `cdm_lightning.training.CHECKPOINT`."""

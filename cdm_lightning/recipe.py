@@ -36,10 +36,12 @@ class Recipe(Protocol):
     Attributes:
         max_steps: training steps of each source.
         training: the settings beside the module's own that change what is trained.
+        watched: whether anything takes what a validation of the composed model finds: a logger, a caller's callbacks.
     """
 
     max_steps: int
     training: dict[str, str | int | float | bool | None]
+    watched: bool
 
     def module(self) -> CompartmentalizedDiffusion: ...
     def data(self) -> Any: ...

@@ -21,20 +21,25 @@ log = logging.getLogger(__name__)
 
 
 def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
-    """Validate the composed model of all finished sources on their held-out images, when nobody else does so."""
+    """Validate the composed model of all finished sources on their held-out images, when nobody else does so.
+
+    Where nothing takes what it finds, only the configuration is kept, and which sources are in the model.
+    """
     with locked(composed_lock(store.runs)):
         _validate(recipe, store, phase)
 
 
 def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
+    note_sources(store.runs / "composed", store.sources())
+    recipe.save_config(phase, store.runs / "composed")
+    if not recipe.watched:
+        return
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
     compartments = finished_compartments(store, module.backbone, public)
     module.begin_composed(phase, public, compartments)
-    note_sources(store.runs / "composed", compartments)
     batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
-    recipe.save_config(phase, store.runs / "composed")
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]

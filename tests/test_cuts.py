@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import Attribution, SampleGrid
 from cdm_lightning import ledger
 from cdm_lightning.cli import main
 from cdm_lightning.store import Store
@@ -41,13 +40,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise(1000 + k).save(images / "public" / f"{k}.png")
     write(folder / "root", images)
     return folder / "root"
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing what no logger takes is most of a small fit's time."""
-    monkeypatch.setattr(SampleGrid, "on_validation_end", lambda *_: None)
-    monkeypatch.setattr(Attribution, "on_validation_end", lambda *_: None)
 
 
 def cuts(action: Callable[[Path], int], start: Path | None, place: Path) -> tuple[Path, list[Path]]:

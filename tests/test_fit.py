@@ -15,6 +15,7 @@ from callbacks.sample_grid import IMAGES
 from cdm_lightning import exchange, generation, tensor_files
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.denoiser import SIGMA_MAX
+from cdm_lightning.fit_record import fit_record
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.solvers import Denoise
@@ -307,6 +308,24 @@ def test_bfloat16_trains_weights_in_single_precision(kind: str, store: Path, fit
     assert all(torch.equal(prompts[0][name], prompts[1][name]) for name in shared), "closed forms are never rounded"
 
 
+def test_nobody_who_looks_no_validation(fit: Fit, store: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(store, tmp_path / "store"))
+    history = place / "runs" / "composed" / "forgetting.json"
+    for source, options, seen in (
+        ("digit3", (), False),
+        ("digit4", ("--trainer.callbacks+", "ModelSummary"), True),
+    ):
+        assert fit(place, f"[{source}]", *options) == 0
+        assert history.exists() == seen
+        assert fit_record(Store.open(place)).strategy == "routed", "what other commands ask the newest fit for is there"
+
+
+def test_a_callback_that_cannot_be_made_is_told(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = '[{"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -2}}]'
+    assert fit(tmp_path / "store", "[digit3]", "--trainer.callbacks", broken) == 2
+    assert "trainer: an object that the configuration names cannot be made: Invalid" in capsys.readouterr().err
+
+
 def test_validation_samples_as_the_configuration_says(
     fit: Fit, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +338,6 @@ def test_validation_samples_as_the_configuration_says(
 
     monkeypatch.setattr(generation, "sample", noting)
     shutil.copytree(store, tmp_path / "store")
-    sampler = ("--sampler.name", "dpmpp_2m", "--sampler.steps", "5")
+    sampler = ("--sampler.name", "dpmpp_2m", "--sampler.steps", "5", "--trainer.logger", "true")
     assert fit(tmp_path / "store", "[digit3]", *sampler, "--metrics.extractor", "effnet-lite0", "--metrics.n", "5") == 0
     assert seen == {(IMAGES, "dpmpp_2m", 5), (5, "dpmpp_2m", 5)}, "samples to look at, and to measure"

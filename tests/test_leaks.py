@@ -191,11 +191,12 @@ def break_random_numbers_are_the_sources_own(patch: Patch) -> None:
 
 def check_validation_moves_no_random_stream(place: Place) -> None:
     torch.manual_seed(5)
-    place.bytes_of("first", "[digit0]", of="digit0")
+    logged = ("--trainer.logger", "true")
+    place.bytes_of("first", "[digit0]", *logged, of="digit0")
     state = torch.random.get_rng_state()
-    alone = place.bytes_of("second", "[digit2]")
+    alone = place.bytes_of("second", "[digit2]", *logged)
     torch.random.set_rng_state(state)
-    assert place.bytes_of("both", "[digit0, digit2]") == alone
+    assert place.bytes_of("both", "[digit0, digit2]", *logged) == alone
 
 
 def break_validation_moves_no_random_stream(patch: Patch) -> None:
