@@ -108,6 +108,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     (
         "denoiser",
+        "gaussian_mechanism",
         "gaussians",
         "merging",
         "masked_gaussians",
