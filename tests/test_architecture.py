@@ -109,6 +109,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "denoiser",
         "gaussian_mechanism",
+        "secret_noise",
         "gaussians",
         "merging",
         "masked_gaussians",
