@@ -110,6 +110,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "denoiser",
         "gaussian_mechanism",
         "secret_noise",
+        "released_statistics",
+        "private_gaussians",
         "gaussians",
         "merging",
         "masked_gaussians",
