@@ -1,5 +1,6 @@
 """The card of a compartment: what it was fitted on and how; for machines card.json, for people README.md."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,33 @@ class Card:
             )
         return share
 
+    @property
+    def epsilon(self) -> float | None:
+        """Return the epsilon of all that this source has released, at `delta`; None without differential privacy.
+
+        Raises:
+            StoreError: it is no epsilon.
+        """
+        return self._budget("spent_epsilon")
+
+    @property
+    def delta(self) -> float | None:
+        """Return the delta of all that this source has released; None without differential privacy.
+
+        Raises:
+            StoreError: it is no delta.
+        """
+        return self._budget("delta")
+
+    def _budget(self, key: str) -> float | None:
+        value = self.settings.get(key)
+        if value is not None and not (isinstance(value, float) and 0 < value < math.inf):
+            raise StoreError(
+                f"the card of source '{self.source}' is damaged: its {key} is {value!r}, expected a number above 0; "
+                "restore it from a copy"
+            )
+        return value
+
     def inputs(self) -> dict[str, Any]:
         """Return what decides whether a compartment is up to date: all but the environment it was fitted in."""
         return {key: value for key, value in asdict(self).items() if key not in ENVIRONMENT}
@@ -72,11 +100,7 @@ One compartment of a compartmentalized diffusion model: what was learned from th
 `{card.source}`, and from no other source. It works with the backbone `{card.backbone_sha256[:12]}` only.
 
 ## Data
-{card.n} distinct training images of shape {"x".join(str(side) for side in card.image_shape)} (channel, height, width).
-
-| class | images |
-|---|---|
-{_rows(card.class_counts)}
+{_data(card)}
 
 ## How it was made
 A closed form (Gaussians per cluster) was fitted. {_training(card)} Seed {card.seed}.
@@ -91,9 +115,33 @@ store. The backbone and the other compartments do not depend on this source's da
 had never been there.
 
 ## Privacy
-Statistics are not anonymous: a cluster of a few images is nearly those images. Without differential privacy a
-compartment may reveal the images it was made from. Treat this folder as you treat the images.
+{_privacy(card)}
 """
+
+
+def _data(card: Card) -> str:
+    shape = "x".join(str(side) for side in card.image_shape)
+    if card.epsilon is not None:
+        return f"About {card.n} distinct training images of shape {shape} (channel, height, width), counted with noise."
+    counted = f"{card.n} distinct training images of shape {shape} (channel, height, width)."
+    return f"{counted}\n\n| class | images |\n|---|---|\n{_rows(card.class_counts)}"
+
+
+def _privacy(card: Card) -> str:
+    if card.epsilon is None:
+        return (
+            "Statistics are not anonymous: a cluster of a few images is nearly those images. Without differential "
+            "privacy a\ncompartment may reveal the images it was made from. Treat this folder as you treat the images."
+        )
+    releases = card.settings["releases"]
+    times = (
+        "in one release" if releases == 1 else f"in {releases} releases together; whoever kept the others knows them"
+    )
+    return (
+        f"Differentially private: epsilon {card.epsilon:.4g}, delta {card.delta:g}, {times}. The unit is one image, "
+        "added or removed.\nEverything here was computed from noised statistics, with noise of a secret. If the owner "
+        "released these images\nelsewhere too, that adds up."
+    )
 
 
 def _training(card: Card) -> str:

@@ -9,6 +9,7 @@ from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.privacy import Privacy
 from cdm_lightning.prompts import KINDS
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.store import Store
@@ -41,6 +42,48 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
         prompt_parameters=module.new_prompt(source, classes).count if trained else 0,
         sigma_range=(SIGMA_MIN, min(settings["sigma_switch"], SIGMA_MAX)) if trained else None,
         settings=own,
+        backbone_sha256=store.info.backbone_sha256,
+        image_shape=store.info.image_shape,
+        torch_version=torch.__version__,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def private_card(
+    module: CompartmentalizedDiffusion,
+    store: Store,
+    source: str,
+    privacy: Privacy,
+    n: int,
+    spent_epsilon: float,
+    releases: int,
+) -> Card:
+    """Return the card of a private source, which holds nothing of its images but their released number.
+
+    Args:
+        module: its settings.
+        store: where the compartment will lie.
+        source: the private source.
+        privacy: of this release.
+        n: the released number of images.
+        spent_epsilon: of all its releases together.
+        releases: how many there were.
+    """
+    own: dict[str, Any] = {"rank": module.hparams["rank"], "epsilon": privacy.epsilon, "delta": privacy.delta}
+    if module.hparams["clusters"] != MOST_CLUSTERS:
+        own["clusters"] = module.hparams["clusters"]
+    return Card(
+        source=source,
+        n=n,
+        class_counts={},
+        data_sha256="",
+        seed=0,
+        steps=0,
+        compartment="none",
+        prompt_parameters=0,
+        sigma_range=None,
+        settings=own | {"spent_epsilon": spent_epsilon, "releases": releases},
         backbone_sha256=store.info.backbone_sha256,
         image_shape=store.info.image_shape,
         torch_version=torch.__version__,

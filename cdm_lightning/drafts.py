@@ -5,8 +5,9 @@ images are. All of it is a function of `public` alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.gaussians import MOST_CLUSTERS, Gaussians, Strength
 from cdm_lightning.interpolation import interpolate
+from cdm_lightning.private_gaussians import Frame, fit_private
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator, stable_hash
 
@@ -71,10 +73,12 @@ class Drafts:
         rank: int,
         sizes: Sequence[int],
         clusters: int = MOST_CLUSTERS,
+        mu: float | None = None,
     ) -> "Drafts":
-        """Fit a draft of each of `sizes` for every group and fold, shrunk towards `priors[group]`."""
+        """Fit a draft of each of `sizes` for every group and fold, shrunk towards `priors[group]`; see `draft_fit`."""
         closed_forms = {}
         for group in pseudo.groups():
+            fit = draft_fit(priors[group], strength, rank, clusters, mu)
             for fold in range(FOLDS):
                 for level, size in enumerate(sizes):
                     images = pseudo.outside_fold(group, fold, size)
@@ -82,9 +86,7 @@ class Drafts:
                         closed_forms[group, fold, level] = priors[group]
                         continue
                     seed = stable_hash("draft", group, fold, size)
-                    closed_forms[group, fold, level] = Gaussians.fit(
-                        images, seed=seed, public=priors[group], strength=strength, rank=rank, clusters=clusters
-                    )
+                    closed_forms[group, fold, level] = fit(images, seed)
         return cls(pseudo, tuple(sizes), closed_forms)
 
     def rows_of(self, keys: Sequence[str]) -> Tensor:
@@ -189,6 +191,35 @@ class MixedDrafts:
             mine = fold == k
             draft[mine] = closed_form.to(x.device).denoise(x[mine], sigma[mine])
         return draft, torch.full_like(sigma, self.n)
+
+
+def draft_fit(
+    prior: Gaussians, strength: Strength, rank: int, clusters: int = MOST_CLUSTERS, mu: float | None = None
+) -> Callable[[Tensor, int], Gaussians]:
+    """Return what fits images, with a seed, as a source's closed form is fitted.
+
+    Args:
+        prior: what it is shrunk towards.
+        strength: of that prior.
+        rank: of the result.
+        clusters: at most.
+        mu: as a private source's (see `private_gaussians`); the images are public, so the noise is no secret.
+    """
+    if mu is None:
+        return lambda images, seed: Gaussians.fit(
+            images, seed=seed, public=prior, strength=strength, rank=rank, clusters=clusters
+        )
+    frame, private = Frame.of(prior), mu
+
+    def fit(images: Tensor, seed: int) -> Gaussians:
+        noise = partial(_ordinary_noise, generator(seed, "private draft"))
+        return fit_private(images, frame, mu=private, noise=noise, rank=rank, clusters=clusters)[0]
+
+    return fit
+
+
+def _ordinary_noise(generator: torch.Generator, count: int) -> Tensor:
+    return torch.randn(count, generator=generator, dtype=torch.float64)
 
 
 def denoising_errors(closed_form: Gaussians, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.privacy import Privacy
 from cdm_lightning.recipe import SourceData
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import file_sha256
@@ -14,8 +16,12 @@ PUBLIC = "public"
 PINNED = ("guide", "preconditioning", "rank", "sigma_switch", "steps")  # and all of `backbone`
 
 
-def check_data(data: SourceData, sources: list[str], needs_public: bool) -> None:
+def check_data(
+    data: SourceData, sources: list[str], needs_public: bool, private: AbstractSet[str] = frozenset()
+) -> None:
     """Check every manifest and that no source is empty, before anything is trained.
+
+    Whether a `private` source is empty may not show: it is released all the same.
 
     Raises:
         BadInput: a shard differs from its manifest, a source is empty, or `public` is needed and not there.
@@ -27,7 +33,7 @@ def check_data(data: SourceData, sources: list[str], needs_public: bool) -> None
         )
     for source in ([PUBLIC] if needs_public else []) + sources:
         data.verify(source)
-        if not data.class_counts(source):
+        if source not in private and not data.class_counts(source):
             raise BadInput(f"source '{source}' has no training image left: add images, or leave it out of data.sources")
 
 
@@ -75,6 +81,16 @@ def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int
         "steps": settings["backbone_steps"],
         **{name: settings[name] for name in names},
     }
+
+
+def privacy_settings(privacy: Privacy, data: SourceData) -> dict[str, Any]:
+    """Return what a backbone notes of privacy: that its drafts were made like private ones; that `public` was filtered."""
+    noted: dict[str, Any] = {}
+    if privacy.epsilon is not None:
+        noted["privacy"] = {"epsilon": privacy.epsilon, "delta": privacy.delta}
+    if data.public_is_filtered():
+        noted["public_is_filtered"] = True
+    return noted
 
 
 def _pinned(settings: Mapping[str, Any]) -> dict[str, Any]:

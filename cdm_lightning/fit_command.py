@@ -15,6 +15,7 @@ from cdm_lightning.extractors import open_extractor
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
+from cdm_lightning.privacy import Privacy
 from cdm_lightning.sampling import Method
 from cdm_lightning.store import EXCLUSIONS
 from cdm_lightning.trainer_checks import check_trainer
@@ -100,6 +101,7 @@ def add_fit_options(parser: Parser) -> None:
     parser.add_class_arguments(ShardDataModule, "data", skip={"seed", "from_"}, instantiate=False)
     parser.add_class_arguments(Sampler, "sampler", instantiate=False)
     parser.add_class_arguments(Metrics, "metrics", instantiate=False)
+    parser.add_class_arguments(Privacy, "privacy", instantiate=False)
     parser.link_arguments("data.image_size", "model.backbone.init_args.image_size")
     parser.link_arguments("data.channels", "model.backbone.init_args.channels")
     parser.link_arguments("model.guide", "model.backbone.init_args.guided", compute_fn=lambda guide: guide != "none")
@@ -132,6 +134,7 @@ class ConfiguredRecipe:
         ]
         check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
         self.max_steps: int = config.trainer.max_steps
+        self.privacy = Privacy(**vars(config.privacy))
         self.watched = config.trainer.logger is not False or bool(config.trainer.callbacks)
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
         processes = Trainer(
@@ -217,4 +220,7 @@ class ConfiguredRecipe:
         """Write the resolved configuration, which names no source but this phase's."""
         config = self.config.clone()
         config.data.sources = [phase.source] if phase.kind == "source" else []
+        if phase.kind == "source" and not self.privacy.covers(phase.source):
+            config.privacy.epsilon = config.privacy.secret_file = None
+        config.privacy.sources = None
         self.parser.save(config, folder / "config.yaml", overwrite=True)

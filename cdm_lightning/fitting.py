@@ -10,10 +10,18 @@ import torch
 from cdm_lightning.card_making import card_of
 from cdm_lightning.claim import claimed
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
-from cdm_lightning.fit_checks import PUBLIC, backbone_settings, check_backbone, check_data, check_public_mix
+from cdm_lightning.fit_checks import (
+    PUBLIC,
+    backbone_settings,
+    check_backbone,
+    check_data,
+    check_public_mix,
+    privacy_settings,
+)
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import pack_backbone, pack_compartment, unpack_backbone
 from cdm_lightning.phase import Clock, Phase
+from cdm_lightning.private_fitting import check_privacy, check_private_store, fit_private_source
 from cdm_lightning.pseudo_sources import PseudoSources
 from cdm_lightning.public import fit_public
 from cdm_lightning.ranks import is_rank_zero, wait_for_all
@@ -45,9 +53,12 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     store = Store(store_path)
     described = recipe.module()
     check_public_mix(described, data)
-    check_data(data, sources, needs_public=not store.has_backbone() or data.public_mix > 0)
+    check_privacy(recipe.privacy, described, data, sources)
+    needs_public = not store.has_backbone() or data.public_mix > 0
+    check_data(data, sources, needs_public, private=frozenset(filter(recipe.privacy.covers, sources)))
     if store.has_backbone():
         check_backbone(store, described, data)
+        check_private_store(recipe.privacy, store, sources)
     new_backbone = int(not Store.create(store_path).has_backbone())
     total = len(sources) + new_backbone
     if new_backbone:
@@ -58,8 +69,9 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
                 fit_backbone(recipe, store, Phase("backbone", PUBLIC, 1, total))
     for position, source in enumerate(sources, start=1 + new_backbone):
         phase = Phase("source", source, position, total)
+        fit_one = fit_private_source if recipe.privacy.covers(source) else fit_source
         with _claimed(store, source):
-            fitted = fit_source(recipe, store, phase, refit)
+            fitted = fit_one(recipe, store, phase, refit)
         if fitted and is_rank_zero():
             validate_composed(recipe, store, Phase("composed", source, position, total))
         wait_for_all()
@@ -79,12 +91,17 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
     with clock.part("closed_forms", f"closed forms of {len(keys)} public images"):
         pseudo = PseudoSources.cut(from_uint8(images), keys, labels, settings["seed"])
         public, drafts = fit_public(
-            pseudo, seed=settings["seed"], rank=settings["rank"], sigma_switch=settings["sigma_switch"]
+            pseudo,
+            seed=settings["seed"],
+            rank=settings["rank"],
+            sigma_switch=settings["sigma_switch"],
+            mu=recipe.privacy.mu,
         )
     module.begin_backbone(phase, public, drafts, len(keys))
     channels, height, width = images.shape[1:]
     shape, public_sha256 = (channels, height, width), data.data_sha256(PUBLIC)
     described = backbone_settings(module, shape) | recipe.training | {"torch": torch.__version__}
+    described |= privacy_settings(recipe.privacy, data)
     inputs = described | {"public_data_sha256": public_sha256, "threads": torch.get_num_threads()}
     with clock.part("training", f"{settings['backbone_steps']} training steps"):
         train(recipe, module, data, store.runs / "backbone", settings["backbone_steps"], inputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MIN
-from cdm_lightning.drafts import IMAGES_PER_DRAFT, DraftError, Drafts, denoising_errors
+from cdm_lightning.drafts import IMAGES_PER_DRAFT, DraftError, Drafts, denoising_errors, draft_fit
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.pseudo_sources import PRIOR_IMAGES, SIZES, PseudoSources
@@ -69,19 +69,24 @@ class Public:
         )
 
 
-def fit_public(pseudo: PseudoSources, *, seed: int, rank: int, sigma_switch: float) -> tuple[Public, Drafts]:
-    """Fit all that depends on `public` alone, and the drafts that the guided backbone is trained on."""
+def fit_public(
+    pseudo: PseudoSources, *, seed: int, rank: int, sigma_switch: float, mu: float | None = None
+) -> tuple[Public, Drafts]:
+    """Fit all that depends on `public` alone, and the drafts that the guided backbone is trained on.
+
+    With `mu`, drafts, their errors and the calibration are those of private sources (see `drafts.draft_fit`).
+    """
     priors = [
         Gaussians.fit(pseudo.without_group(group), seed=stable_hash(seed, "public", "prior", group), rank=rank)
         for group in pseudo.groups()
     ]
     strength = fit_strength(pseudo, priors, seed, rank)
-    drafts = Drafts.fit(pseudo, priors, strength, rank, pseudo.sizes())
+    drafts = Drafts.fit(pseudo, priors, strength, rank, pseudo.sizes(), mu=mu)
     order = torch.tensor(sorted(range(len(pseudo.keys)), key=lambda row: stable_hash("prior", pseudo.keys[row])))
     closed_form = Gaussians.fit(
         pseudo.images[order[: 2 * PRIOR_IMAGES]], seed=stable_hash(seed, "public", "closed form"), rank=rank
     )
-    calibration = fit_calibration(pseudo, strength, seed=seed, rank=rank, sigma_switch=sigma_switch)
+    calibration = fit_calibration(pseudo, strength, seed=seed, rank=rank, sigma_switch=sigma_switch, mu=mu)
     return Public(closed_form, strength, drafts.error(seed), calibration, sigma_switch, rank), drafts
 
 
@@ -111,7 +116,7 @@ def _nats(pseudo: PseudoSources, priors: list[Gaussians], strength: Strength, se
 
 
 def fit_calibration(
-    pseudo: PseudoSources, strength: Strength, *, seed: int, rank: int, sigma_switch: float
+    pseudo: PseudoSources, strength: Strength, *, seed: int, rank: int, sigma_switch: float, mu: float | None = None
 ) -> Calibration:
     """Fit the temperature at each level below the switch, and the floor, on pseudo-sources' images out of fold.
 
@@ -120,7 +125,7 @@ def fit_calibration(
     """
     top = min(sigma_switch, HIGHEST_TEMPERED)
     levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), TEMPERED_LEVELS)
-    forms = judged_forms(pseudo, strength, seed, rank)
+    forms = judged_forms(pseudo, strength, seed, rank, mu)
     images = [pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT) for group in pseudo.groups()]
     x_0 = torch.cat(images)
     true = torch.cat([torch.full((len(some),), group) for group, some in enumerate(images)])
@@ -135,7 +140,9 @@ def fit_calibration(
     return Calibration(levels, TEMPERATURES[best.indices], float(levels[best.values.argmin()]))
 
 
-def judged_forms(pseudo: PseudoSources, strength: Strength, seed: int, rank: int) -> list[Gaussians]:
+def judged_forms(
+    pseudo: PseudoSources, strength: Strength, seed: int, rank: int, mu: float | None = None
+) -> list[Gaussians]:
     """Return a closed form of every pseudo-source outside fold 0, shrunk as a source's is.
 
     The prior is one for all, of images outside the fold. Priors of the other groups, as the drafts have, would hold
@@ -143,10 +150,9 @@ def judged_forms(pseudo: PseudoSources, strength: Strength, seed: int, rank: int
     """
     kept = pseudo.outside(0)
     prior = Gaussians.fit(kept, seed=stable_hash(seed, "public", "calibration", "prior"), rank=rank)
-    forms = []
+    fit, forms = draft_fit(prior, strength, rank, mu=mu), []
     for group in pseudo.groups():
         images = pseudo.outside_fold(group, 0, max(pseudo.sizes()))
         named = stable_hash(seed, "public", "calibration", group)
-        own = Gaussians.fit(images, seed=named, public=prior, strength=strength, rank=rank) if len(images) else prior
-        forms.append(own)
+        forms.append(fit(images, named) if len(images) else prior)
     return forms

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.phase import Phase
+from cdm_lightning.privacy import Privacy
 
 
 class SourceData(Protocol):
@@ -23,6 +24,7 @@ class SourceData(Protocol):
     def available_sources(self) -> list[str]: ...
     def chosen_sources(self) -> list[str]: ...
     def has_public(self) -> bool: ...
+    def public_is_filtered(self) -> bool: ...
     def verify(self, source: str) -> Any: ...
     def data_sha256(self, source: str) -> str: ...
     def class_counts(self, source: str) -> dict[str, int]: ...
@@ -35,11 +37,13 @@ class Recipe(Protocol):
 
     Attributes:
         max_steps: training steps of each source.
+        privacy: which sources are private.
         training: the settings beside the module's own that change what is trained.
         watched: whether anything takes what a validation of the composed model finds: a logger, a caller's callbacks.
     """
 
     max_steps: int
+    privacy: Privacy
     training: dict[str, str | int | float | bool | None]
     watched: bool
 

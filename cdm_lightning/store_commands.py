@@ -1,16 +1,18 @@
 """What `store list`, `store show SOURCE` and `store verify` say, as text and as data; nothing is printed here."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cdm_lightning.errors import StoreError
+from cdm_lightning.privacy import together
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.text_tables import aligned
 from cdm_lightning.verification import faults
 
-COLUMNS = ("source", "n", "classes", "compartment", "prompt_parameters", "steps", "bytes")
+COLUMNS = ("source", "n", "classes", "compartment", "prompt_parameters", "steps", "epsilon", "bytes")
 
 
 def listing_data(store: Store) -> list[dict[str, Any]]:
@@ -23,7 +25,8 @@ def listing(store: Store) -> str:
     rows = listing_data(store)
     if not rows:
         return f"{store.path} has no compartment yet: `fit` adds them"
-    return aligned([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)])
+    table = aligned([COLUMNS, *([_cell(row[column]) for column in COLUMNS] for row in rows)])
+    return "\n".join([table, *_private_together(store)])
 
 
 def details_data(store: Store, source: str) -> dict[str, Any]:
@@ -68,6 +71,22 @@ def _row(store: Store, source: str) -> dict[str, Any]:
     card = store.read_card(source)
     own = {"classes": len(card.class_counts), "bytes": _bytes(store.folder(source))}
     return {column: own[column] if column in own else getattr(card, column) for column in COLUMNS}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _private_together(store: Store) -> Iterator[str]:
+    """Yield what the private sources cost together, if there are any."""
+    all_of_them = together(store.read_card(source) for source in store.sources())
+    if all_of_them is not None:
+        yield (
+            f"private sources together: epsilon {all_of_them.epsilon:.4g} at delta {all_of_them.delta:g} for an image "
+            f"that one of them holds, {all_of_them.epsilon_of_all:.4g} for one that all of them hold"
+        )
 
 
 def _bytes(folder: Path) -> int:

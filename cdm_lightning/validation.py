@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
-    """Validate the composed model of all finished sources on their held-out images, when nobody else does so.
+    """Validate the composed model of all finished sources on their held-out images, but for those of private ones.
 
-    Where nothing takes what it finds, only the configuration is kept, and which sources are in the model.
+    It waits while somebody else does so. Where nothing takes what it finds, only the configuration is kept, and which
+    sources are in the model.
     """
     with locked(composed_lock(store.runs)):
         _validate(recipe, store, phase)
@@ -39,7 +40,8 @@ def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     module.backbone.load_state_dict(backbone.state_dict())
     compartments = finished_compartments(store, module.backbone, public)
     module.begin_composed(phase, public, compartments)
-    batches = heldout_batches(data, [source for source in compartments if source in data.available_sources()])
+    shown = [source for source in compartments if source in data.available_sources()]
+    batches = heldout_batches(data, [source for source in shown if store.read_card(source).epsilon is None])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]

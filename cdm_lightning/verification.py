@@ -9,6 +9,7 @@ from dataclasses import asdict
 from cdm_lightning import ledger
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import StoreError
+from cdm_lightning.releases import RELEASES
 from cdm_lightning.store import (
     BACKBONE,
     CARD,
@@ -26,7 +27,7 @@ from cdm_lightning.store import (
 )
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
-EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, EXCLUSIONS)
+EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, EXCLUSIONS, RELEASES)
 
 
 def faults(store: Store) -> list[str]:

@@ -14,6 +14,7 @@ from cdm_lightning.errors import ShardError
 from datamodules.names import HELDOUT, TRAIN, Part, is_key, is_label, is_shard, is_source
 
 MANIFEST = "manifest.json"
+FILTERED = "FILTERED"  # in the folder of `public`, if images that a source holds were left out of it
 AGAIN = "write the shards again"
 Entry = TypeVar("Entry", "ImageShape", "Shard", "Sample")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from cdm_lightning.errors import BadInput
-from datamodules.manifest import MANIFEST
+from datamodules.manifest import FILTERED, MANIFEST
 from datamodules.names import is_shard
 
 NEW = ".cdm-new"  # what is being written: one folder per source
@@ -117,7 +117,7 @@ def check_replaceable(place: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.is_file() and (path.name == MANIFEST or is_shard(path.name))
+    return path.is_file() and (path.name in (MANIFEST, FILTERED) or is_shard(path.name))
 
 
 def _bytes_of(folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from cdm_lightning.errors import BadInput, UnknownSource
 from datamodules import manifest as manifests
 from datamodules.agreement import check_agreement, check_shape
 from datamodules.exclusions import forgotten_keys, read_keys
-from datamodules.manifest import MANIFEST, Manifest, Sample, read_manifest, usable
+from datamodules.manifest import FILTERED, MANIFEST, Manifest, Sample, read_manifest, usable
 from datamodules.names import HELDOUT, PUBLIC, TRAIN, Part
 from datamodules.overlap import check_apart
 from datamodules.plan import Plan, check_at_least, check_fraction
@@ -127,6 +127,10 @@ class ShardDataModule(lightning.LightningDataModule):
     def has_public(self) -> bool:
         """Tell whether `root` has a `public` source."""
         return PUBLIC in self._folders()
+
+    def public_is_filtered(self) -> bool:
+        """Tell whether images that a source holds were left out of `public`: then it tells something of the sources."""
+        return (self.root / PUBLIC / FILTERED).exists()
 
     def chosen_sources(self) -> list[str]:
         """Return the sources to use: in the order in which they were given, or all sorted.

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from datamodules.encoding import Encoded, Sources, encode_sources
-from datamodules.manifest import ImageShape, Manifest, Shard, write_manifest
+from datamodules.manifest import FILTERED, ImageShape, Manifest, Shard, write_manifest
+from datamodules.names import PUBLIC
 from datamodules.origins import read_origin
 from datamodules.overlap import drop_shared
 from datamodules.plan import Plan
@@ -34,6 +35,8 @@ def write_sources(folder: Path, sources: Sources, plan: Plan) -> None:
     """Write one folder of shards per source below `folder`."""
     for source, samples in sources.items():
         write_source(folder / source, samples, plan)
+    if plan.drop_from_public and PUBLIC in sources:
+        (folder / PUBLIC / FILTERED).write_text("images that a source holds were left out (--drop-from-public)\n")
 
 
 def write_source(folder: Path, samples: Mapping[str, Encoded], plan: Plan) -> None:

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "__main__",
     ),
     ("callbacks",),
-    ("fitting", "training", "fit_checks", "card_making", "validation", "recipe", "ranks"),
+    ("fitting", "training", "fit_checks", "private_fitting", "card_making", "validation", "recipe", "ranks"),
     ("module",),
     (
         "generation",
@@ -100,6 +100,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "claim",
         "exchange",
         "ledger",
+        "privacy",
+        "private_runs",
+        "releases",
         "outputs",
         "run_sources",
         "transfer",

@@ -1,0 +1,140 @@
+"""The fit of a private source: one release of its images, with noise from a secret; nothing else of them is stored."""
+
+import logging
+from typing import Any
+
+from cdm_lightning.card import Card
+from cdm_lightning.card_making import private_card
+from cdm_lightning.compartment import Compartment
+from cdm_lightning.errors import BadInput, UnknownSource
+from cdm_lightning.gaussian_mechanism import composed, epsilon_of
+from cdm_lightning.images import from_uint8
+from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.packing import pack_compartment, unpack_backbone
+from cdm_lightning.phase import Phase
+from cdm_lightning.privacy import Privacy
+from cdm_lightning.private_gaussians import Frame, fit_private
+from cdm_lightning.private_runs import keep_record, mark_private, recorded_data
+from cdm_lightning.ranks import is_rank_zero
+from cdm_lightning.recipe import Recipe, SourceData
+from cdm_lightning.releases import note_release, released
+from cdm_lightning.secret_noise import SecretNoise, read_secret
+from cdm_lightning.store import Store
+
+FEW_IMAGES = 20  # released ones
+FILTERED = (
+    "was filtered by what the sources hold (shards --drop-from-public), so it may tell of their images: write the "
+    "shards again without that, and fit another --store"
+)
+log = logging.getLogger(__name__)
+
+
+def check_privacy(privacy: Privacy, module: CompartmentalizedDiffusion, data: SourceData, sources: list[str]) -> None:
+    """Check, before anything is fitted, that what shall be private can be.
+
+    Raises:
+        BadInput: a setting would let more leave a source than its release.
+        UnknownSource: `privacy.sources` names what is not there.
+    """
+    for source in privacy.sources or []:
+        if source not in data.available_sources():
+            raise UnknownSource(source, data.available_sources(), "privacy.sources")
+    private = [source for source in sources if privacy.covers(source)]
+    if not private:
+        return
+    settings, said = module.hparams, f"source '{private[0]}' is private (privacy.epsilon {privacy.epsilon:g})"
+    if settings["compartment"] != "none":
+        raise BadInput(
+            f"{said}, and model.compartment {settings['compartment']} would train a prompt on its images without "
+            "privacy: choose none; its closed form is what is private so far"
+        )
+    if settings["class_labels"]:
+        raise BadInput(f"{said}, and its classes would be released without privacy: leave model.class_labels false")
+    if data.public_is_filtered():
+        raise BadInput(f"{said}, but public {FILTERED}")
+    read_secret(privacy.secret_file)
+
+
+def check_private_store(privacy: Privacy, store: Store, sources: list[str]) -> None:
+    """Check that a store with a backbone can take what shall be fitted.
+
+    Raises:
+        BadInput: its backbone may tell of a private source, or a private compartment would lose its privacy.
+    """
+    private = [source for source in sources if privacy.covers(source)]
+    if private and store.read_backbone()[1].get("public_is_filtered"):
+        raise BadInput(f"source '{private[0]}' is private, but the backbone of {store.path} {FILTERED}")
+    for source in sources:
+        epsilon = store.read_card(source).epsilon if store.has_compartment(source) else None
+        if epsilon is not None and source not in private:
+            raise BadInput(
+                f"source '{source}' is private in {store.path} (epsilon {epsilon:g}), and would be fitted without "
+                "privacy: say privacy.epsilon, or forget it first"
+            )
+
+
+def fit_private_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
+    """Release a private source's closed form and store it; return whether there was anything to do.
+
+    Raises:
+        BadInput: delta is above 1 / n, for the released n.
+    """
+    module, data, source = recipe.module(), recipe.data(), phase.source
+    if not refit and store.has_compartment(source) and not _changed(recipe, module, data, store, source):
+        log.info("%s: up to date, skipped", phase.title)
+        return False
+    if store.has_compartment(source) and store.read_card(source).epsilon is None:
+        log.warning("%s: the store had a compartment of it without privacy; copies of that tell more", phase.title)
+    if (forgotten := store.forgotten_on(source)) is not None:
+        log.warning("%s: it was forgotten on %s, and is learned again", phase.title, forgotten)
+    if is_rank_zero():
+        card = _release(recipe, module, data, store, phase)
+        if card.n < FEW_IMAGES:
+            log.warning("%s: only about %d images; of so few hardly more than noise is released", phase.title, card.n)
+        log.info("%s: closed form of about %d images, epsilon %.4g spent", phase.title, card.n, card.epsilon)
+    return True
+
+
+def _changed(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, store: Store, source: str) -> bool:
+    """Return whether settings, or as far as is known the images, are others than those of the compartment."""
+    card = store.read_card(source)
+    if card.epsilon is None:
+        return True
+    same = private_card(
+        module, store, source, recipe.privacy, card.n, card.epsilon, int(card.settings["releases"] or 0)
+    )
+    return same.inputs() != card.inputs() or recorded_data(store, source) not in (None, data.data_sha256(source))
+
+
+def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, store: Store, phase: Phase) -> Card:
+    """Release, store and note; return the card."""
+    privacy, source = recipe.privacy, phase.source
+    assert privacy.epsilon is not None
+    assert privacy.mu is not None
+    _, public = unpack_backbone(*store.read_backbone())
+    _, images, _ = data.images(source, "train")
+    data_sha256, clusters = data.data_sha256(source), module.hparams["clusters"]
+    named: dict[str, Any] = {"source": source, "images": data_sha256, "backbone": store.info.backbone_sha256}
+    named |= {"epsilon": privacy.epsilon, "delta": privacy.delta, "clusters": clusters}
+    noise = SecretNoise(read_secret(privacy.secret_file), named)
+    form, n = fit_private(
+        from_uint8(images),
+        Frame.of(public.closed_form),
+        mu=privacy.mu,
+        noise=noise.normal,
+        rank=public.rank,
+        clusters=clusters,
+    )
+    if privacy.delta * n > 1:
+        raise BadInput(
+            f"privacy.delta is {privacy.delta:g}, above 1 / n of source '{source}' (about {n} images): such a delta "
+            f"would allow to publish one image; choose at most {1 / (10 * n):.0e}"
+        )
+    note_release(store.path, source, privacy.mu)
+    spent = released(store.path, source)
+    epsilon = privacy.epsilon if len(spent) == 1 else epsilon_of(composed(spent), privacy.delta)
+    card = private_card(module, store, source, privacy, n, epsilon, len(spent))
+    recipe.save_config(phase, mark_private(store, source))
+    store.write_compartment(pack_compartment(Compartment(n, form)), card)
+    keep_record(store, source, data_sha256)
+    return card

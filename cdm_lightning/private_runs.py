@@ -1,0 +1,45 @@
+"""What the owner of a private source keeps beside the store: marked as private, and never to be published.
+
+The hash of the images that were released lies here, not in the compartment: whoever has a guess of all images could
+check it. By it a later fit knows whether anything has changed.
+"""
+
+from pathlib import Path
+
+from cdm_lightning.errors import StoreError
+from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, Store
+from cdm_lightning.tensor_files import file_sha256, json_text, read_object, write_atomic
+
+MARK = "PRIVATE"
+RECORD = "private.json"
+MARK_TEXT = """This folder is its owner's. What lies in it is not covered by differential privacy: logs, lists of forgotten
+images, hashes of images. Do not publish it, and do not hand it on with the store.
+"""
+
+
+def mark_private(store: Store, source: str) -> Path:
+    """Mark the folders of a store that are no part of what may be published; return the source's."""
+    own = store.runs / "sources" / source
+    for folder in (store.runs, own):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).write_text(MARK_TEXT, encoding="utf-8")
+    if (store.path / EXCLUSIONS).is_dir():
+        (store.path / EXCLUSIONS / MARK).write_text(MARK_TEXT, encoding="utf-8")
+    return own
+
+
+def keep_record(store: Store, source: str, data_sha256: str) -> None:
+    """Note which images the compartment of a private source was made of, for its owner alone."""
+    record = {"data_sha256": data_sha256, "compartment_sha256": file_sha256(store.folder(source) / COMPARTMENT)}
+    write_atomic(mark_private(store, source) / RECORD, json_text(record).encode())
+
+
+def recorded_data(store: Store, source: str) -> str | None:
+    """Return the data_sha256 of the images that the compartment of a private source was made of; None: not known."""
+    try:
+        record = read_object(store.runs / "sources" / source / RECORD)
+    except StoreError:
+        return None
+    if record.get("compartment_sha256") != file_sha256(store.folder(source) / COMPARTMENT):
+        return None
+    return str(record.get("data_sha256"))
