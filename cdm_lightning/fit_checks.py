@@ -1,8 +1,8 @@
 """What must hold before anything is trained: usable data, and a store whose backbone is the configuration's."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any
 
 from cdm_lightning.errors import BadInput, StoreError
@@ -84,7 +84,7 @@ def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int
 
 
 def privacy_settings(privacy: Privacy, data: SourceData) -> dict[str, Any]:
-    """Return what a backbone notes of privacy: that its drafts were made like private ones; that `public` was filtered."""
+    """Return what a backbone notes of privacy: that its drafts are like private ones; that `public` was filtered."""
     noted: dict[str, Any] = {}
     if privacy.epsilon is not None:
         noted["privacy"] = {"epsilon": privacy.epsilon, "delta": privacy.delta}

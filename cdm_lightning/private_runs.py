@@ -12,8 +12,8 @@ from cdm_lightning.tensor_files import file_sha256, json_text, read_object, writ
 
 MARK = "PRIVATE"
 RECORD = "private.json"
-MARK_TEXT = """This folder is its owner's. What lies in it is not covered by differential privacy: logs, lists of forgotten
-images, hashes of images. Do not publish it, and do not hand it on with the store.
+MARK_TEXT = """This folder is its owner's. What lies in it is not covered by differential privacy: logs, lists
+of forgotten images, hashes of images. Do not publish it, and do not hand it on with the store.
 """
 
 

@@ -146,7 +146,8 @@ def _noised(sums: Tensor, deviation: float, noise: Noise) -> Tensor:
 def _by_cell(cell: Tensor, cells: int, columns: Tensor) -> Tensor:
     """Return, for each cell, COUNT times its images, and the sums [cell, 1 + column] of their `columns`."""
     counted = torch.cat([columns.new_full((len(columns), 1), COUNT), columns], 1)
-    return torch.index_add(counted.new_zeros(cells, counted.shape[1]), 0, cell, counted)
+    own: Tensor = (torch.arange(cells)[:, None] == cell).to(counted)
+    return own @ counted
 
 
 def _cut(seen: Tensor, radius: float) -> Tensor:

@@ -55,7 +55,11 @@ def comparison(store: Store, other: Store, source: str) -> Iterator[Check]:
         same = file_sha256(store.path / name) == file_sha256(other.path / name)
         yield Check(same, f"{name} {'is the same' if same else 'differs: these stores cannot be compared'}")
     for own in store.sources():
-        if own in other.sources():
+        if (epsilon := store.read_card(own).epsilon) is not None:
+            yield Check(
+                True, f"{own}: private (epsilon {epsilon:g}): nobody has its noise, so its bytes are not compared"
+            )
+        elif own in other.sources():
             yield compared(store, other, own)
         else:
             yield Check(False, f"{own}: {other.path} has no compartment to compare it with")
@@ -79,7 +83,7 @@ def compared(store: Store, other: Store, source: str) -> Check:
 
 
 def fitted_again(store: Store, place: Path, fit: Callable[[Path, Store, str], None]) -> Store:
-    """Return a store at `place` with the same backbone and every remaining source fitted again.
+    """Return a store at `place` with the same backbone and every remaining source fitted again, but for private ones.
 
     Args:
         store: whose sources are fitted.
@@ -93,6 +97,8 @@ def fitted_again(store: Store, place: Path, fit: Callable[[Path, Store, str], No
     for name in (BACKBONE, INFO):
         shutil.copy(store.path / name, place / name)
     for source in store.sources():
+        if store.read_card(source).epsilon is not None:
+            continue  # that would be another release
         fit(store.runs / "sources" / source / "config.yaml", again, source)
     return again
 
