@@ -146,13 +146,14 @@ def _noised(sums: Tensor, deviation: float, noise: Noise) -> Tensor:
 def _by_cell(cell: Tensor, cells: int, columns: Tensor) -> Tensor:
     """Return, for each cell, COUNT times its images, and the sums [cell, 1 + column] of their `columns`."""
     counted = torch.cat([columns.new_full((len(columns), 1), COUNT), columns], 1)
-    own: Tensor = (torch.arange(cells)[:, None] == cell).to(counted)
-    return own @ counted
+    own = (torch.arange(cells)[:, None] == cell).to(counted)
+    return torch.mm(own, counted)
 
 
 def _cut(seen: Tensor, radius: float) -> Tensor:
     """Return rows [n, dimension], those longer than `radius` shortened to it."""
-    return seen * (radius / seen.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    longer = (seen.norm(dim=1, keepdim=True) / radius).clamp_min(1)
+    return seen / longer
 
 
 def _symmetric(triangle: Tensor, side: int) -> Tensor:
