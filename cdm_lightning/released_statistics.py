@@ -153,7 +153,7 @@ def _by_cell(cell: Tensor, cells: int, columns: Tensor) -> Tensor:
 def _cut(seen: Tensor, radius: float) -> Tensor:
     """Return rows [n, dimension], those longer than `radius` shortened to it."""
     longer = (seen.norm(dim=1, keepdim=True) / radius).clamp_min(1)
-    return seen / longer
+    return torch.div(seen, longer)
 
 
 def _symmetric(triangle: Tensor, side: int) -> Tensor:
