@@ -7,13 +7,15 @@
     users:
       alice: {roles: [editor], allow: [horse], expires: 2027-01-31}
       bob: {allow: all}
+    max_epsilon: 8
 
 A user has the sources that the user or one of the user's roles allows and none of them denies. Nothing is granted by
-default. An entry that has expired allows nothing; what it denies stays denied. A policy guards the commands, not the
+default. An entry that has expired allows nothing; what it denies stays denied. With `max_epsilon`, nobody has a source
+without differential privacy, or one that has spent more. A policy guards the commands, not the
 disk: who can read the store's files needs no command.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ import yaml
 from cdm_lightning.errors import BadInput, did_you_mean
 
 ALL = "all"
-PARTS = ("groups", "roles", "users")
+PARTS = ("groups", "roles", "users", "max_epsilon")
 RIGHTS = ("allow", "deny", "expires")
 
 
@@ -51,11 +53,12 @@ class Rights:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy that was checked against the sources of a store."""
+    """A policy that was checked against the sources of a store; `max_epsilon` None asks for no privacy."""
 
     path: Path
     users: Mapping[str, Rights]
     roles: Mapping[str, Rights]
+    max_epsilon: float | None = None
 
     @classmethod
     def read(cls, path: Path, sources: Iterable[str], gone: Iterable[str] = ()) -> "Policy":
@@ -87,10 +90,18 @@ class Policy:
             name: _rights(entry, known, groups, f"{path}, users.{name}", tuple(roles))
             for name, entry in rights["users"].items()
         }
-        return cls(path, users, roles)
+        return cls(path, users, roles, _max_epsilon(contents.get("max_epsilon"), path))
 
-    def granted(self, user: str, today: date | None = None) -> list[str]:
+    def granted(
+        self, user: str, today: date | None = None, spent: Callable[[str], float | None] = lambda source: None
+    ) -> list[str]:
         """Return the sources that a user may use on a day, by default today (UTC), sorted.
+
+        Args:
+            user: a name in the policy.
+            today: the day.
+            spent: the epsilon of a source, None without differential privacy; asked of what is granted otherwise, and
+                only with `max_epsilon`.
 
         Raises:
             BadInput: the policy does not know the user, or grants nothing.
@@ -105,7 +116,16 @@ class Policy:
             expired = [str(one.expires) for one in rights if one.expires is not None and today > one.expires]
             why = f": what it granted expired on {max(expired)}" if expired else ""
             raise BadInput(f"{self.path} grants no source of this store to user '{user}'{why}")
-        return sorted(left)
+        if self.max_epsilon is None:
+            return sorted(left)
+        epsilons = {source: spent(source) for source in left}
+        kept = sorted(source for source, one in epsilons.items() if one is not None and one <= self.max_epsilon)
+        if not kept:
+            raise BadInput(
+                f"{self.path} grants no source to user '{user}': max_epsilon is {self.max_epsilon:g}, and none of "
+                f"{', '.join(sorted(left))} is private with at most that"
+            )
+        return kept
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -137,6 +157,12 @@ def _mapping(value: Any, where: str, keys: Iterable[str] | None = None) -> dict[
         if keys is not None and key not in keys:
             raise BadInput(f"{where}: unknown key '{key}', expected {', '.join(keys)}{did_you_mean(key, keys)}")
     return value
+
+
+def _max_epsilon(value: Any, path: Path) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        raise BadInput(f"{path}, max_epsilon is {value!r}; expected a number above 0, such as 8")
+    return None if value is None else float(value)
 
 
 def _rights(

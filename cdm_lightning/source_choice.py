@@ -37,7 +37,8 @@ def chosen_sources(config: Any) -> list[str]:
     store = Store.open(Path(config.store))
     if config.user is None:
         return store.choose(config.sources)
-    granted = Policy.read(Path(config.policy), store.sources(), store.gone()).granted(config.user)
+    policy = Policy.read(Path(config.policy), store.sources(), store.gone())
+    granted = policy.granted(config.user, spent=lambda source: store.read_card(source).epsilon)
     if config.sources in (None, "all"):
         return granted
     chosen = store.choose(config.sources)

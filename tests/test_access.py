@@ -70,6 +70,27 @@ def test_nothing_is_granted_by_default(user: str, said: str, tmp_path: Path) -> 
         read(POLICY, tmp_path).granted(user, DAY + timedelta(1))
 
 
+@pytest.mark.parametrize(("most", "granted"), [(8, ["cat", "cow"]), (3.5, ["cow"]), (80, ["cat", "cow", "dog"])])
+def test_only_what_is_private_enough_is_granted(most: float, granted: list[str], tmp_path: Path) -> None:
+    spent = {"cat": 8.0, "cow": 1.0, "dog": 8.5, "horse": None}
+    policy = read(POLICY | {"max_epsilon": most}, tmp_path)
+    assert policy.granted("bob", DAY, spent.get) == granted
+    assert read(POLICY, tmp_path).granted("bob", DAY, spent.get) == ["cat", "cow", "dog", "horse"]
+
+
+def test_what_is_not_granted_is_not_asked_for_its_privacy(tmp_path: Path) -> None:
+    asked: list[str] = []
+    with pytest.raises(BadInput, match="max_epsilon is 8, and none of cat, horse is private with at most that"):
+        read(POLICY | {"max_epsilon": 8}, tmp_path).granted("alice", DAY, lambda source: asked.append(source))
+    assert sorted(asked) == ["cat", "horse"]
+
+
+@pytest.mark.parametrize("value", [0, -1, "8", True, [8]])
+def test_a_wrong_max_epsilon_is_refused(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="max_epsilon is .*; expected a number above 0"):
+        read(POLICY | {"max_epsilon": value}, tmp_path)
+
+
 def test_what_an_expired_entry_denies_stays_denied(tmp_path: Path) -> None:
     entry = {"users": {"u": {"allow": "all", "roles": ["old"]}}, "roles": {"old": {"deny": ["cat"], "expires": DAY}}}
     assert read(entry, tmp_path).granted("u", DAY + timedelta(1)) == ["cow", "dog", "horse"]
@@ -87,7 +108,7 @@ def test_a_forgotten_source_may_still_be_named_and_is_not_granted(tmp_path: Path
     [
         ("users: [", "is no policy: "),
         ("- 1", "expected a mapping of names, got"),
-        ("user: {}", "unknown key 'user', expected groups, roles, users; did you mean 'users'"),
+        ("user: {}", "unknown key 'user', expected groups, roles, users, max_epsilon; did you mean 'users'"),
         ("users: {u: {alow: [cat]}}", "users.u: unknown key 'alow', .*did you mean 'allow'"),
         (
             "users: {u: {allow: [cart]}}",
