@@ -383,9 +383,9 @@ def test_listing(store: Store) -> None:
     (store.folder("a") / "card.json").write_text(json.dumps(json.loads((store.folder("a") / "card.json").read_text())))
     sizes = [sum(file.stat().st_size for file in store.folder(source).iterdir()) for source in "ab"]
     assert store_commands.listing(store).split("\n") == [
-        "source  n   classes  compartment  prompt_parameters  steps  bytes",
-        f"a       30  2        tokens       128                200    {sizes[0]}",
-        f"b       40  2        tokens       128                200    {sizes[1]}",
+        "source  n   classes  compartment  prompt_parameters  steps  epsilon  bytes",
+        f"a       30  2        tokens       128                200    -        {sizes[0]}",
+        f"b       40  2        tokens       128                200    -        {sizes[1]}",
     ]
     assert store_commands.listing_data(store)[1] == {
         "source": "b",
@@ -394,6 +394,7 @@ def test_listing(store: Store) -> None:
         "compartment": "tokens",
         "prompt_parameters": 128,
         "steps": 200,
+        "epsilon": None,
         "bytes": sizes[1],
     }
 
