@@ -36,7 +36,8 @@ class Compartment:
         n: distinct training images.
         closed_form: their Gaussians: `fine` merged, and shrunk towards `public`; computed when a store is opened.
         fine: the maximum-likelihood Gaussians of small clusters of them: statistics of these images alone, which add up
-            to the closed form of several sources together. This is what is stored.
+            to the closed form of several sources together. This is what is stored. Of a private source both are what it
+            has released, which is shrunk already.
         prompt: what was trained, if anything was.
         classes: by class label, if it was fitted with class labels.
         label: the label that the prompt is asked for; `under` sets it.

@@ -79,7 +79,7 @@ def unpack_compartment(tensors: Mapping[str, Tensor], card: Card, backbone: Back
         prompt = KINDS[card.compartment].like(backbone, own)
         prompt.load_state_dict(own)
         freeze(prompt)
-    closed_form = closed_form_of(fine, card.n, public)
+    closed_form = fine if card.epsilon is not None else closed_form_of(fine, card.n, public)
     return Compartment(card.n, closed_form, fine, prompt, classes, public_mix=card.public_mix)
 
 

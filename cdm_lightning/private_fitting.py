@@ -135,6 +135,6 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     epsilon = privacy.epsilon if len(spent) == 1 else epsilon_of(composed(spent), privacy.delta)
     card = private_card(module, store, source, privacy, n, epsilon, len(spent))
     recipe.save_config(phase, mark_private(store, source))
-    store.write_compartment(pack_compartment(Compartment(n, form)), card)
+    store.write_compartment(pack_compartment(Compartment(n, form, form)), card)
     keep_record(store, source, data_sha256)
     return card

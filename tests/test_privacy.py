@@ -149,7 +149,7 @@ def test_neighbours_have_the_same_files_sizes_and_keys(
                 key: cards[1][key] for key in cards[1] if key != "n"
             }
     noised = [unpack(data["compartments/digit4/" + COMPARTMENT], private)[0] for data in (one, two)]
-    apart = (noised[0]["closed_form.mean"] - noised[1]["closed_form.mean"]).norm(dim=1).min()
+    apart = (noised[0]["fine.mean"] - noised[1]["fine.mean"]).norm(dim=1).min()
     assert float(apart) > 0.1, "other images have other noise, even under one secret"
 
 
