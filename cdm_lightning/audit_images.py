@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.membership import LEAST
+from cdm_lightning.private_runs import learned_data
 from cdm_lightning.store import Store
 from cdm_lightning.validate_command import shard_data
 from datamodules.manifest import ImageShape, data_sha256, usable
@@ -41,10 +42,9 @@ class AuditImages:
         channels, size, _ = store.info.image_shape
         if source not in self._data.available_sources():
             raise BadInput(f"'{self._root}' has no shards of source '{source}': give --root DIR, of the store's fit")
-        if (
-            self._data.manifest(source).image != ImageShape(size, channels)
-            or self._data.data_sha256(source) != store.read_card(source).data_sha256
-        ):
+        if self._data.manifest(source).image != ImageShape(size, channels) or self._data.data_sha256(
+            source
+        ) != learned_data(store, source):
             raise BadInput(
                 f"source '{source}' was fitted on other images than '{self._root}' has of it, so nobody knows its "
                 "members: give --root DIR (and --exclude FILE) of its fit"
@@ -63,7 +63,7 @@ class AuditImages:
         Raises:
             BadInput: it has neither the same sources nor one of all of these images, or another `public`.
         """
-        cards = {source: opponent.read_card(source).data_sha256 for source in opponent.sources()}
+        cards = {source: learned_data(opponent, source) for source in opponent.sources()}
         same = cards == {source: self._data.data_sha256(source) for source in self.keys}
         if not same and list(cards.values()) != [self._union_sha256()]:
             raise BadInput(

@@ -16,7 +16,7 @@ from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import forget_source, pending_of
-from cdm_lightning.private_runs import mark_private, recorded_data
+from cdm_lightning.private_runs import learned_data, mark_private
 from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.tensor_files import remove_unfinished, write_atomic
 from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
@@ -172,7 +172,7 @@ def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[st
     from cdm_lightning.refit import recipe_of, refit
 
     data, before = recipe_of(config, store.path, source, root).data(), store.compartments_sha256().get(source)
-    if before is not None and _learned(store, source) == data.data_sha256(source):
+    if before is not None and learned_data(store, source) == data.data_sha256(source):
         return {"before": before, "after": before}
     gone = forget_source(store, source)
     if data.class_counts(source):
@@ -180,9 +180,3 @@ def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[st
     removed = [asdict(trace) for trace in gone.removed]
     after = store.compartments_sha256().get(source)
     return {"removed": removed, "outputs": gone.outputs, "before": before, "after": after}
-
-
-def _learned(store: Store, source: str) -> str | None:
-    """Return the hash of the images that a compartment was fitted from; of a private one only its owner's runs know."""
-    card = store.read_card(source)
-    return card.data_sha256 if card.epsilon is None else recorded_data(store, source)

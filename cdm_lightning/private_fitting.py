@@ -14,7 +14,7 @@ from cdm_lightning.packing import pack_compartment, unpack_backbone
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import Privacy
 from cdm_lightning.private_gaussians import Frame, fit_private
-from cdm_lightning.private_runs import keep_record, mark_private, recorded_data
+from cdm_lightning.private_runs import keep_record, learned_data, mark_private
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.releases import note_release, released
@@ -103,7 +103,7 @@ def _changed(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     same = private_card(
         module, store, source, recipe.privacy, card.n, card.epsilon, int(card.settings["releases"] or 0)
     )
-    return same.inputs() != card.inputs() or recorded_data(store, source) not in (None, data.data_sha256(source))
+    return same.inputs() != card.inputs() or learned_data(store, source) not in (None, data.data_sha256(source))
 
 
 def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, store: Store, phase: Phase) -> Card:

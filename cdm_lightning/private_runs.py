@@ -6,7 +6,6 @@ check it. By it a later fit knows whether anything has changed.
 
 from pathlib import Path
 
-from cdm_lightning.errors import StoreError
 from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, Store
 from cdm_lightning.tensor_files import file_sha256, json_text, read_object, write_atomic
 
@@ -34,12 +33,17 @@ def keep_record(store: Store, source: str, data_sha256: str) -> None:
     write_atomic(mark_private(store, source) / RECORD, json_text(record).encode())
 
 
-def recorded_data(store: Store, source: str) -> str | None:
-    """Return the data_sha256 of the images that the compartment of a private source was made of; None: not known."""
-    try:
-        record = read_object(store.runs / "sources" / source / RECORD)
-    except StoreError:
-        return None
+def learned_data(store: Store, source: str) -> str | None:
+    """Return the data_sha256 of the images behind a compartment; of a private one only its owner's record knows it.
+
+    Raises:
+        StoreError: the card or the record is damaged.
+    """
+    card = store.read_card(source)
+    if card.epsilon is None:
+        return card.data_sha256
+    path = store.runs / "sources" / source / RECORD
+    record = read_object(path) if path.exists() else {}
     if record.get("compartment_sha256") != file_sha256(store.folder(source) / COMPARTMENT):
         return None
     return str(record.get("data_sha256"))
