@@ -73,6 +73,21 @@ def test_two_equal_releases_cost_less_than_twice_the_epsilon() -> None:
     assert 1.0 < epsilon_of(composed([mu, mu]), 1e-5) < 2.0
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "deviation", "twice"),
+    [
+        (1.0, 1e-5, 3.7306316348159374, 1.4651699816),
+        (8.0, 1e-5, 0.6002290721989517, 12.2564578465),
+        (10.0, 1e-6, 0.5410868318184269, 15.2720505704),
+    ],
+)
+def test_figures_are_those_of_dp_accounting(epsilon: float, delta: float, deviation: float, twice: float) -> None:
+    """Pinned: its `get_sigma_gaussian`, and the epsilon of two releases by its privacy loss distributions."""
+    mu = mu_of(epsilon, delta)
+    assert 1 / mu == pytest.approx(deviation, rel=1e-9)
+    assert epsilon_of(composed([mu, mu]), delta) == pytest.approx(twice, rel=1e-6)
+
+
 def test_no_release_costs_nothing() -> None:
     assert composed([]) == 0.0
     assert epsilon_of(0.0, 1e-5) == 0.0
