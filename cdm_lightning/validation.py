@@ -39,9 +39,12 @@ def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
     compartments = finished_compartments(store, module.backbone, public)
+    open_to_all = [source for source in compartments if store.read_card(source).epsilon is None]
+    if compartments and not open_to_all:
+        log.info("%s: every source is private, so nothing is measured on their held-out images", phase.title)
+        return
     module.begin_composed(phase, public, compartments)
-    shown = [source for source in compartments if source in data.available_sources()]
-    batches = heldout_batches(data, [source for source in shown if store.read_card(source).epsilon is None])
+    batches = heldout_batches(data, [source for source in open_to_all if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]

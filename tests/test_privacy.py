@@ -242,9 +242,14 @@ def test_a_filtered_public_is_refused(
     assert not (made / "public" / FILTERED).exists()
 
 
-def test_a_backbone_is_trained_on_private_drafts(fit: Fit, tmp_path: Path, store: Path) -> None:
-    """It says so, and expects larger errors of drafts than the plain one."""
-    assert fit(tmp_path / "fresh", "[]", *PRIVATE, "--model.backbone_steps", "2") == 0
+def test_a_backbone_is_trained_on_private_drafts(
+    fit: Fit, tmp_path: Path, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, and expects larger errors of drafts than the plain one; a store may have private sources only."""
+    caplog.set_level("INFO")
+    assert fit(tmp_path / "fresh", "[digit4]", *PRIVATE, "--model.backbone_steps", "2") == 0
+    assert "[2/2] composed model: every source is private" in caplog.text
+    assert not (tmp_path / "fresh" / "runs" / "composed" / "config.yaml").exists()
     (_, public), (_, plain) = (unpack_backbone(*Store.open(p).read_backbone()) for p in (tmp_path / "fresh", store))
     noted = Store.open(tmp_path / "fresh").read_backbone()[1]
     assert noted["privacy"] == {"epsilon": 8.0, "delta": 1e-4}
