@@ -25,6 +25,7 @@ from datamodules.manifest import FILTERED, read_manifest
 from tests.conftest import Fit
 
 PRIVATE = ("--privacy.epsilon", "8", "--privacy.delta", "1e-4")
+LOGGED = ("--trainer.logger", "true")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def private(store: Path, fit: Fit, secret: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store of three plain sources and a private one, digit4; read it, do not change it."""
     path = Path(shutil.copytree(store, tmp_path_factory.mktemp("private") / "store"))
-    assert fit(path, "[digit0, digit4]", *PRIVATE, *secret, "--privacy.sources", "[digit4]") == 0
+    assert fit(path, "[digit0, digit4]", *PRIVATE, *secret, "--privacy.sources", "[digit4]", *LOGGED) == 0
     return path
 
 
@@ -247,9 +248,9 @@ def test_a_backbone_is_trained_on_private_drafts(
 ) -> None:
     """It says so, and expects larger errors of drafts than the plain one; a store may have private sources only."""
     caplog.set_level("INFO")
-    assert fit(tmp_path / "fresh", "[digit4]", *PRIVATE, "--model.backbone_steps", "2") == 0
+    assert fit(tmp_path / "fresh", "[digit4]", *PRIVATE, *LOGGED, "--model.backbone_steps", "2") == 0
     assert "[2/2] composed model: every source is private" in caplog.text
-    assert not (tmp_path / "fresh" / "runs" / "composed" / "config.yaml").exists()
+    assert not (tmp_path / "fresh" / "runs" / "composed" / "forgetting.json").exists()
     (_, public), (_, plain) = (unpack_backbone(*Store.open(p).read_backbone()) for p in (tmp_path / "fresh", store))
     noted = Store.open(tmp_path / "fresh").read_backbone()[1]
     assert noted["privacy"] == {"epsilon": 8.0, "delta": 1e-4}
