@@ -72,7 +72,13 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
 
     def composed(self, strategy: Strategy) -> ComposedDenoiser:
         """Return the composed denoiser of these sources, with the closed forms' evidence."""
-        return ComposedDenoiser(self, self.evidence(), self.prior(), strategy, self.sigma_switch)
+        return ComposedDenoiser(
+            self, self.evidence(), self.prior(), strategy, self.sigma_switch, closed_form=self._of_mixture
+        )
+
+    def _of_mixture(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return D(x; sigma) of `mixture`, which is made only where it is needed."""
+        return self.mixture.denoise(x, sigma)
 
     def __getitem__(self, source: str) -> "SourceDenoiser":
         return SourceDenoiser(self, list(self.compartments).index(source))
@@ -162,10 +168,16 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         return closed_form.mixed_with(public, mixed / total) if mixed else closed_form
 
     @cached_property
-    def images_behind(self) -> list[int]:
-        """The number of images behind each source's part of `union`."""
-        own = self._parts()
-        return images_behind([part.fine for part in own], [part.n for part in own], self._together[1])
+    def mixture(self) -> Gaussians:
+        """The exact mixture of the closed forms, sum_i lambda_i G_i; nothing in it is merged."""
+        return union_of(list(self.closed_forms.values()), [own.n for own in self._parts()])
+
+    @cached_property
+    def _images_behind(self) -> tuple[Tensor, Tensor]:
+        """Numbers of images behind `union`, and the share [group, number] of each group that has so many."""
+        own, device = self._parts(), self.union.mean.device
+        numbers, share = images_behind([part.fine for part in own], [part.n for part in own], self._together[1])
+        return numbers.to(device), share.to(device, self.union.mean.dtype)
 
     @cached_property
     def _together(self) -> tuple[Gaussians, Tensor]:
@@ -174,18 +186,21 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         fine = union_of([part.fine for part in own], [part.n * (1 - part.public_mix) for part in own])
         return fine, groups_of(fine, groups_for([part.n for part in own]))
 
-    def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-        """Return D guided by the draft of the union, for weights [source, batch] and one sigma for all.
-
-        The draft's error is the root of the weighted mean square error; above the switch the draft itself is returned.
-        """
-        draft, square = self.union.denoise(x, sigma), torch.zeros_like(sigma)
+    def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return D guided by the draft of the union, for one sigma for all; at and above the switch the draft."""
+        log_joint, draft = self.union.explain(x, sigma)
         if float(sigma[0]) >= self.sigma_switch:
             return draft
-        for weight, n in zip(weights, self.images_behind, strict=True):
-            square = square + weight * self.public.error.at(sigma, torch.full_like(sigma, n)).square()
         self.evaluations += len(x)
-        return guided_denoise(self.preconditioning, self.finisher(len(x)), x, sigma, draft, square.sqrt())
+        error = self._error_of_union(log_joint, sigma)
+        return guided_denoise(self.preconditioning, self.finisher(len(x)), x, sigma, draft, error)
+
+    def _error_of_union(self, log_joint: Tensor, sigma: Tensor) -> Tensor:
+        """Return the error [batch] of the union's draft: the root of the mean square over the images behind it."""
+        numbers, share = self._images_behind
+        weight = share.T @ log_joint[: len(share)].softmax(0)
+        errors = torch.stack([self.public.error.at(sigma, n.expand_as(sigma)) for n in numbers])
+        return (weight * errors.square()).sum(0).sqrt()
 
     def finisher(self, rows: int) -> Network:
         """Return the network that finishes a mixture of drafts of `rows` images: the backbone."""

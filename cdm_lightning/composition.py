@@ -43,8 +43,8 @@ class DraftDenoiser(Protocol):
     def can_finish(self) -> bool:
         """Whether these ones can: the network is guided, and none of them has a part of its own in it."""
 
-    def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-        """Return D guided by the draft of all sources, shaped as x, for weights [source, batch]."""
+    def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return D guided by the draft of all sources, shaped as x, for one sigma [batch] for all."""
 
 
 class ComposedDenoiser:
@@ -62,6 +62,8 @@ class ComposedDenoiser:
             `assign`: one source is drawn from the prior at the start and held. `posterior`: mixed at every level.
             `draft`: the draft of all sources together, finished by one network pass. `uniform`: the naive average.
         sigma_switch: the level at which `routed` draws.
+        closed_form: D(x; sigma) of all sources together at and above `sigma_switch`, where it is known; the same as
+            sum_i w_i D_i, but no weight has to be computed.
 
     Raises:
         BadInput: unknown strategy, or one that these denoisers cannot follow.
@@ -75,6 +77,7 @@ class ComposedDenoiser:
         prior: Mapping[str, float],
         strategy: Strategy = "routed",
         sigma_switch: float = 1.0,
+        closed_form: Denoiser | None = None,
     ) -> None:
         if not set(denoisers) == set(evidence) == set(prior) or not denoisers:
             raise ValueError(
@@ -95,6 +98,7 @@ class ComposedDenoiser:
         shares = torch.tensor([prior[source] for source in self.sources], dtype=torch.float64)
         self.prior = shares / shares.sum()
         self.strategy, self.sigma_switch = strategy, single(sigma_switch)
+        self.closed_form = closed_form
 
     def weights(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the posterior w_i(x; sigma) [source, batch], in the order of `sources`."""
@@ -106,10 +110,11 @@ class ComposedDenoiser:
         """Return D(x; sigma), shaped as x, for sigma [batch]."""
         if self.strategy == "uniform":
             return self.mixed(x, sigma, x.new_full((len(self.sources), len(x)), 1 / len(self.sources)))
-        weights = self.weights(x, sigma)
         if self.strategy == "draft" and isinstance(self.denoisers, DraftDenoiser):
-            return self.denoisers.finish(x, sigma, weights)
-        return self.mixed(x, sigma, weights)
+            return self.denoisers.finish(x, sigma)
+        if self.closed_form is not None and float(sigma.min()) >= self.sigma_switch:
+            return self.closed_form(x, sigma)
+        return self.mixed(x, sigma, self.weights(x, sigma))
 
     def mixed(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
         """Return sum_i w_i D_i(x; sigma) for weights [source, batch]; negligible pairs are not evaluated."""

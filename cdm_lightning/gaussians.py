@@ -105,10 +105,15 @@ class Gaussians:
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x_0 | x], shaped as x [batch, channel, height, width], for sigma [batch]."""
-        return self.posterior(x, sigma)[1]
+        return self.explain(x, sigma)[1]
 
     def posterior(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x; sigma) [batch] and E[x_0 | x] (shaped as x), which share their projections.
+        """Return log p(x; sigma) [batch] and E[x_0 | x] (shaped as x), which share their projections."""
+        log_joint, denoised = self.explain(x, sigma)
+        return log_joint.logsumexp(0), denoised
+
+    def explain(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log share + log p(x | cluster; sigma) [cluster, batch] and E[x_0 | x] (shaped as x).
 
         In the precision of the stored tensors, also where an autocast would lower it.
         """
@@ -116,8 +121,7 @@ class Gaussians:
             centred = x.flatten(1) - self._centre
             along = self._along(centred)
             log_joint = self._log_joint(centred, along, sigma)
-            denoised = self._denoised(centred, along, log_joint.softmax(0), sigma)
-            return log_joint.logsumexp(0), denoised.reshape(x.shape)
+            return log_joint, self._denoised(centred, along, log_joint.softmax(0), sigma).reshape(x.shape)
 
     @cached_property
     def _centre(self) -> Tensor:

@@ -32,17 +32,30 @@ def groups_for(images: Sequence[int]) -> int:
     return sum(max(n // IMAGES_PER_CLUSTER, 1) for n in images)
 
 
-def images_behind(fine: Sequence[Gaussians], images: Sequence[int], group: Tensor) -> list[int]:
-    """Return, for each of several mixtures that are merged, how many images stand behind its part of the result.
+def images_behind(fine: Sequence[Gaussians], images: Sequence[int], group: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many images stand behind what several mixtures are merged into.
 
-    These are its own, and those of every other that shares a group with it; `group` is that of each
-    cluster of them all.
+    Behind the part of one mixture stand its own images, and those of every other that shares a group with it.
+
+    Args:
+        fine: the mixtures.
+        images: the number of each one's own images.
+        group: of each cluster of them all.
+
+    Returns:
+        The different numbers of images [number], rising, and the share [group, number] of each group's images that are
+        of mixtures with so many images behind them; rows sum to 1.
     """
     owner = torch.cat([torch.full((len(form.mean),), i) for i, form in enumerate(fine)])
-    shared = torch.zeros(len(fine), int(group.max()) + 1, dtype=torch.bool)
-    shared[owner, group] = True
-    together = (shared.double() @ shared.double().T) > 0
-    return (together.double() @ torch.tensor(images, dtype=torch.float64)).long().tolist()
+    own = torch.tensor(images, dtype=torch.float64)
+    held = torch.cat([n * form.log_share.double().exp().cpu() for n, form in zip(images, fine, strict=True)])
+    mass = torch.zeros(len(fine), int(group.max()) + 1, dtype=torch.float64)
+    mass.index_put_((owner, group), held, accumulate=True)
+    shared = (mass > 0).double()
+    behind = torch.mv(((shared @ shared.T) > 0).double(), own)
+    numbers, place = behind.unique(return_inverse=True)
+    share = torch.zeros(mass.shape[1], len(numbers), dtype=torch.float64).index_add(1, place, mass.T)
+    return numbers, share / share.sum(1, keepdim=True)
 
 
 def groups_of(fine: Gaussians, groups: int) -> Tensor:

@@ -23,6 +23,7 @@ from cdm_lightning.prompts import Full, LoRA, Prompt, Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.sampling import karras_sigmas, sample
 from cdm_lightning.source_forms import closed_form_of
+from cdm_lightning.strategy import Strategy
 
 SHAPE = (1, 8, 8)
 SWITCH = 1.0
@@ -189,7 +190,7 @@ def test_finish_of_one_source_is_that_source() -> None:
     for source, sigma in product(("none", "plain"), (0.01, 0.5, 1.0, 20.0)):
         alone, level = opened(sources=[source]), torch.full((4,), sigma)
         expected = alone.rows(x, level, torch.zeros(4, dtype=torch.long))
-        torch.testing.assert_close(alone.finish(x, level, torch.ones(1, 4)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.finish(x, level), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
@@ -203,20 +204,39 @@ def test_finish_is_guided_by_the_union_s_draft_and_its_root_mean_square_error(
     x = torch.randn(3, *SHAPE, generator=generator(1))
     parts = list(compartments.compartments.values())
 
+    def weights_of(level: Tensor) -> Tensor:
+        return torch.stack([math.log(part.n) + part.closed_form.log_density(x, level) for part in parts]).softmax(0)
+
     def draft(level: Tensor) -> Tensor:
-        density = torch.stack([math.log(part.n) + part.closed_form.log_density(x, level) for part in parts])
-        shares = density.softmax(0)[..., None, None, None]
+        shares = weights_of(level)[..., None, None, None]
         return (shares * torch.stack([part.closed_form.denoise(x, level) for part in parts])).sum(0)
 
-    level, weights = torch.full((3,), 0.2), torch.tensor([[0.25, 0.5, 1.0], [0.75, 0.5, 0.0]])
+    level = torch.full((3,), 0.2)
+    weights = weights_of(level)
     errors = [compartments.public.error.at(level, torch.full((3,), n)) for n in (25.0, 100.0)]
     error = (weights[0] * errors[0] ** 2 + weights[1] * errors[1] ** 2).sqrt()
     expected = guided_denoise(preconditioning, compartments.backbone, x, level, draft(level), error)
-    torch.testing.assert_close(compartments.finish(x, level, weights), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compartments.finish(x, level), expected, rtol=1e-4, atol=1e-4)
     assert compartments.evaluations == 3
     above = torch.full((3,), 2.0)
-    torch.testing.assert_close(compartments.finish(x, above, weights), draft(above), rtol=0, atol=1e-5)
+    torch.testing.assert_close(compartments.finish(x, above), draft(above), rtol=0, atol=1e-5)
     assert compartments.evaluations == 3
+
+
+@pytest.mark.parametrize("strategy", ["routed", "posterior"])
+@torch.inference_mode()
+def test_above_the_switch_no_weight_is_computed(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: sum_i w_i G_i, source by source."""
+    compartments = opened(sources=["none", "plain", "two"])
+    composed = compartments.composed(strategy)
+    x = 4 * torch.randn(5, *SHAPE, generator=generator(1))
+    for sigma in (SWITCH, 3.0, 80.0):
+        level = torch.full((5,), sigma)
+        expected = composed.mixed(x, level, composed.weights(x, level))
+        with monkeypatch.context() as patch:
+            patch.setattr(composed, "weights", None)
+            torch.testing.assert_close(composed(x, level), expected, rtol=1e-4, atol=1e-5)
+    assert compartments.evaluations == 0
 
 
 def test_only_guided_compartments_without_prompts_can_finish() -> None:

@@ -221,21 +221,32 @@ class Finishing(Rows):
 
     can_finish = True
 
-    def finish(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-        return x + weights.T[:, :, None, None].sum(1, keepdim=True) + weights[1][:, None, None, None]
+    def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x + sigma[:, None, None, None]
 
 
 class Trained(Finishing):
     can_finish = False
 
 
-def test_draft_hands_the_weights_to_one_pass() -> None:
+def test_draft_is_one_pass() -> None:
     parts = data_sets()
     x, level = around(parts, 0.7)
+    composed = ComposedDenoiser(Finishing(parts), parts, {"a": 0.25, "b": 0.5, "c": 0.25}, "draft")
+    torch.testing.assert_close(composed(x, level), x + 0.7, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("strategy", ["posterior", "routed"])
+def test_a_known_mixture_is_taken_at_and_above_the_switch_alone(strategy: Strategy) -> None:
+    parts = data_sets()
     prior = {"a": 0.25, "b": 0.5, "c": 0.25}
-    composed = ComposedDenoiser(Finishing(parts), parts, prior, "draft")
-    expected = x + 1 + composed.weights(x, level)[1][:, None, None, None]
-    torch.testing.assert_close(composed(x, level), expected, rtol=0, atol=1e-13)
+    known = ComposedDenoiser(parts, parts, prior, strategy, 0.7, closed_form=lambda x, sigma: -x)
+    composed = ComposedDenoiser(parts, parts, prior, strategy, 0.7)
+    for sigma, taken in ((0.69, False), (0.7, True), (3.0, True)):
+        x, level = around(parts, sigma)
+        assert torch.equal(known(x, level), -x if taken else composed(x, level))
+    uniform = ComposedDenoiser(parts, parts, prior, "uniform", 0.7, closed_form=lambda x, sigma: -x)
+    assert not torch.equal(uniform(x, level), -x)
 
 
 @pytest.mark.parametrize("kind", [dict, Rows, Trained])

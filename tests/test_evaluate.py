@@ -104,7 +104,10 @@ def test_closed_form_is_the_composition_of_closed_forms(store: Path, all_rows: P
         "posterior",
         0.0,
     )
-    assert torch.equal(images(all_rows, "closed_form"), sampled_images(composed, forms["digit0"].shape, SETTINGS))
+    found, expected = images(all_rows, "closed_form"), sampled_images(composed, forms["digit0"].shape, SETTINGS)
+    apart = (found.int() - expected.int()).abs()  # sums in another order
+    assert apart.max() <= 1
+    assert (apart > 0).double().mean() < 0.01
     assert rows_of(all_rows)["closed_form"]["network_evaluations_per_image"] == 0
 
 

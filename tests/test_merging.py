@@ -26,11 +26,6 @@ def whole(x_0: Tensor, rank: int = DIMENSION - 1) -> Gaussians:
     return Gaussians.fit(x_0, seed=0, rank=rank, clusters=1)
 
 
-def behind(fine: list[Gaussians], sizes: list[int]) -> list[int]:
-    """Return `images_behind` of sources that are merged as a store's are."""
-    return images_behind(fine, sizes, groups_of(union_of(fine, sizes), groups_for(sizes)))
-
-
 def covariance(form: Gaussians, k: int = 0) -> Tensor:
     """Return the dense covariance [dimension, dimension] of a cluster."""
     basis, excess = form.basis[k], form.variance[k] - form.rest[k]
@@ -81,7 +76,9 @@ def test_clusters_that_are_alike_are_merged_and_others_are_not() -> None:
     group = groups_of(union_of([*near, far], [50, 50, 50, 50]), 2)
     assert len(set(group[:3].tolist())) == 1
     assert group[3] != group[0]
-    assert behind([*near, far], [50, 60, 70, 80]) == [50, 60, 70, 80]  # a group for each: nothing is shared
+    numbers, share = images_behind([*near, far], [50, 60, 70, 80], torch.tensor([0, 2, 1, 3]))  # nothing is shared
+    assert numbers.tolist() == [50, 60, 70, 80]
+    assert torch.equal(share, torch.eye(4, dtype=torch.float64)[[0, 2, 1, 3]])
 
 
 def test_images_of_every_source_that_shares_a_group_stand_behind_it() -> None:
@@ -89,7 +86,21 @@ def test_images_of_every_source_that_shares_a_group_stand_behind_it() -> None:
     places = [torch.cat([images(30, seed), images(30, seed + 10, centre=9.0)]) for seed in range(2)]
     fine = [Gaussians.fit(place, seed=0, rank=5, clusters=2, images_per_cluster=30) for place in places]
     fine.append(whole(images(60, 7, centre=-30.0), rank=5))
-    assert behind(fine, [60, 61, 62]) == [121, 121, 62]
+    group = groups_of(union_of(fine, [60, 61, 62]), groups_for([60, 61, 62]))
+    numbers, share = images_behind(fine, [60, 61, 62], group)
+    assert numbers.tolist() == [62, 121]
+    assert torch.equal(share[group], torch.tensor([[0.0, 1.0]] * 4 + [[1.0, 0.0]], dtype=torch.float64))
+
+
+def test_what_is_shared_with_different_neighbours_is_weighed_by_images() -> None:
+    """One source is in the first place, one in both, and one in the second."""
+    both = union_of([whole(images(30, 1), rank=5), whole(images(30, 2), rank=5)], [10, 30])
+    numbers, share = images_behind(
+        [whole(images(9, 3)), both, whole(images(9, 4))], [5, 40, 80], torch.tensor([0, 0, 1, 1])
+    )
+    assert numbers.tolist() == [5 + 40, 40 + 80, 5 + 40 + 80]
+    expected = torch.tensor([[5 / 15, 0, 10 / 15], [0, 80 / 110, 30 / 110]], dtype=torch.float64)
+    torch.testing.assert_close(share, expected, rtol=0, atol=1e-12)
 
 
 def test_there_is_a_gaussian_for_250_images_and_at_least_one_for_each_source() -> None:

@@ -1,6 +1,7 @@
 """Averaged prompts. Oracles: additions computed by hand, the average of equal ones, means, compositions by hand."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -133,10 +134,10 @@ def test_a_guided_backbone_finishes_the_draft_of_the_union_with_the_average(lora
     soup = soup_of(lora)
     x, sigma = levels(soup.sigma_switch / 3)
     composed = soup.composed("draft")
-    weights = composed.weights(x, sigma)
-    draft = soup.union.denoise(x, sigma)
-    n = torch.tensor([[float(n)] for n in soup.images_behind]).expand(2, 3)
-    error = (weights * torch.stack([soup.public.error.at(sigma, some) for some in n]).square()).sum(0).sqrt()
+    draft, own = soup.union.denoise(x, sigma), soup.compartments.values()  # of one Gaussian each: nothing is merged
+    weights = torch.stack([math.log(part.n) + part.closed_form.log_density(x, sigma) for part in own]).softmax(0)
+    errors = torch.stack([soup.public.error.at(sigma, torch.full((3,), float(part.n))) for part in own])
+    error = (weights * errors.square()).sum(0).sqrt()
     rows = torch.zeros(3, dtype=torch.long)
     averaged_network = LoRA.network(soup.backbone, [soup.prompt], rows, rows)  # type: ignore[list-item]
     expected = guided_denoise(soup.preconditioning, averaged_network, x, sigma, draft, error)
