@@ -73,12 +73,14 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     def composed(self, strategy: Strategy) -> ComposedDenoiser:
         """Return the composed denoiser of these sources, with the closed forms' evidence."""
         return ComposedDenoiser(
-            self, self.evidence(), self.prior(), strategy, self.sigma_switch, closed_form=self._of_mixture
+            self, self.evidence(), self.prior(), strategy, self.sigma_switch, closed_form=self.law_above(strategy)
         )
 
-    def _of_mixture(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return D(x; sigma) of `mixture`, which is made only where it is needed."""
-        return self.mixture.denoise(x, sigma)
+    def law_above(self, strategy: Strategy) -> Gaussians | None:
+        """Return the mixture that a strategy samples from above the switch, if it is one."""
+        if strategy == "draft":
+            return self.union
+        return self.mixture if strategy in ("routed", "posterior") else None
 
     def __getitem__(self, source: str) -> "SourceDenoiser":
         return SourceDenoiser(self, list(self.compartments).index(source))
@@ -143,11 +145,10 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
 
     def drafts(self, x: Tensor, sigma: Tensor, source: Tensor) -> Tensor:
         """Return the closed form G_source(x; sigma) row by row."""
-        draft = torch.empty_like(x)
-        for i, closed_form in enumerate(self.closed_forms.values()):
+        draft, closed_forms = torch.empty_like(x), list(self.closed_forms.values())
+        for i in source.unique().tolist():
             mine = source == i
-            if mine.any():
-                draft[mine] = closed_form.denoise(x[mine], sigma[mine])
+            draft[mine] = closed_forms[i].denoise(x[mine], sigma[mine])
         return draft
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from cdm_lightning.denoiser import per_image, single
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import Evidence
+from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.seeding import image_generators, uniform
 from cdm_lightning.strategy import Strategy
 
@@ -62,8 +63,8 @@ class ComposedDenoiser:
             `assign`: one source is drawn from the prior at the start and held. `posterior`: mixed at every level.
             `draft`: the draft of all sources together, finished by one network pass. `uniform`: the naive average.
         sigma_switch: the level at which `routed` draws.
-        closed_form: D(x; sigma) of all sources together at and above `sigma_switch`, where it is known; the same as
-            sum_i w_i D_i, but no weight has to be computed.
+        closed_form: what all sources together are at and above `sigma_switch`, if that is one known mixture; its
+            denoiser is sum_i w_i D_i, but no weight has to be computed.
 
     Raises:
         BadInput: unknown strategy, or one that these denoisers cannot follow.
@@ -77,7 +78,7 @@ class ComposedDenoiser:
         prior: Mapping[str, float],
         strategy: Strategy = "routed",
         sigma_switch: float = 1.0,
-        closed_form: Denoiser | None = None,
+        closed_form: Gaussians | None = None,
     ) -> None:
         if not set(denoisers) == set(evidence) == set(prior) or not denoisers:
             raise ValueError(
@@ -113,7 +114,7 @@ class ComposedDenoiser:
         if self.strategy == "draft" and isinstance(self.denoisers, DraftDenoiser):
             return self.denoisers.finish(x, sigma)
         if self.closed_form is not None and float(sigma.min()) >= self.sigma_switch:
-            return self.closed_form(x, sigma)
+            return self.closed_form.denoise(x, sigma)
         return self.mixed(x, sigma, self.weights(x, sigma))
 
     def mixed(self, x: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
@@ -137,6 +138,24 @@ class ComposedDenoiser:
         """Return the denoiser of one source, composed of itself."""
         denoiser, evidence = {source: self.denoisers[source]}, {source: self.evidence[source]}
         return ComposedDenoiser(denoiser, evidence, {source: 1.0}, "posterior", self.sigma_switch)
+
+    def at_switch(self, seed: int, indices: Sequence[int], noise: Tensor) -> Tensor:
+        """Return x ~ p(x; sigma_switch), shaped as `noise`, without a step: the law that a trajectory arrives with.
+
+        Args:
+            seed: the draw of image k is a function of (seed, k) alone, and of the mixture.
+            indices: k of each image.
+            noise: standard normal numbers [batch, ...].
+
+        Raises:
+            BadInput: the law is not known: the strategy mixes no closed forms above the switch, or there is no switch.
+        """
+        if self.closed_form is None or math.isinf(self.sigma_switch):
+            raise BadInput(
+                "--start switch needs the law of the composed model at the switch: choose the strategy routed, draft "
+                "or posterior, and no --sigma_switch inf"
+            )
+        return self.closed_form.draw(noise, uniform(image_generators(seed, indices, "cluster")), self.sigma_switch)
 
     def start(self, seed: int, indices: Sequence[int]) -> "Trajectory":
         """Return the callable of one trajectory of the images `indices`; its draws depend on (seed, k) alone."""

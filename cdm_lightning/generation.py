@@ -43,6 +43,8 @@ class Settings:
         steps: sampler steps, at least 2.
         churn: noise that `heun` adds and removes again on the way (Karras et al. 2022, S_churn); 0 is deterministic.
         sigma_switch: above this noise level every denoiser is a closed form; by default the store's own.
+        start: `noise` takes all steps from pure noise; `switch` draws from the closed forms at `sigma_switch`, and
+            takes only the steps below: other images of the same law, at no cost above it, however many sources.
         batch_size: images sampled at a time.
         device: where to compute.
     """
@@ -56,6 +58,7 @@ class Settings:
     steps: int = 18
     churn: float = 0.0
     sigma_switch: float | Literal["inf"] | None = None
+    start: Literal["noise", "switch"] = "noise"
     batch_size: int = 64
     device: str = "cpu"
 
@@ -118,11 +121,15 @@ def sample_batch(
         if observe is not None:
             observe(x, sigma)
 
+    sigmas = karras_sigmas(settings.steps, SIGMA_MIN, SIGMA_MAX, through=composed.sigma_switch)
     with torch.inference_mode():
+        if settings.start == "switch":
+            first, sigmas = composed.at_switch(settings.seed, indices, noise), below(sigmas, composed.sigma_switch)
+            noise = first / float(sigmas[0])
         images = sample(
             trajectory,
             noise,
-            karras_sigmas(settings.steps, SIGMA_MIN, SIGMA_MAX, through=composed.sigma_switch),
+            sigmas,
             method=settings.sampler,
             generator=image_generators(settings.seed, indices, "churn"),
             on_step=on_step,
@@ -131,6 +138,11 @@ def sample_batch(
         )
     drawn = None if trajectory.drawn is None else [composed.sources[i] for i in trajectory.drawn.tolist()]
     return Batch(images, drawn, course)
+
+
+def below(sigmas: Tensor, switch: float) -> Tensor:
+    """Return the switch, and the levels of a grid that are below it."""
+    return torch.cat([sigmas.new_tensor([switch]), sigmas[sigmas < switch]])
 
 
 def generate(

@@ -65,7 +65,9 @@ class Soup(Compartments):
 
     def composed(self, strategy: Strategy) -> ComposedDenoiser:
         """Return the denoiser of the soup; `strategy` is `draft`."""
-        return SoupDenoiser(self, self.evidence(), self.prior(), strategy, self.sigma_switch)
+        return SoupDenoiser(
+            self, self.evidence(), self.prior(), strategy, self.sigma_switch, closed_form=self.law_above(strategy)
+        )
 
     def finisher(self, rows: int) -> Network:
         """Return the network of `rows` images: the backbone with the averaged prompt."""

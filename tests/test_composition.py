@@ -236,16 +236,24 @@ def test_draft_is_one_pass() -> None:
     torch.testing.assert_close(composed(x, level), x + 0.7, rtol=0, atol=1e-13)
 
 
+class Negative(Gaussians):
+    """A law whose denoiser nothing else has."""
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return -x
+
+
 @pytest.mark.parametrize("strategy", ["posterior", "routed"])
 def test_a_known_mixture_is_taken_at_and_above_the_switch_alone(strategy: Strategy) -> None:
     parts = data_sets()
     prior = {"a": 0.25, "b": 0.5, "c": 0.25}
-    known = ComposedDenoiser(parts, parts, prior, strategy, 0.7, closed_form=lambda x, sigma: -x)
+    negative = Negative.fit(torch.rand(9, *SHAPE), seed=0)
+    known = ComposedDenoiser(parts, parts, prior, strategy, 0.7, closed_form=negative)
     composed = ComposedDenoiser(parts, parts, prior, strategy, 0.7)
     for sigma, taken in ((0.69, False), (0.7, True), (3.0, True)):
         x, level = around(parts, sigma)
         assert torch.equal(known(x, level), -x if taken else composed(x, level))
-    uniform = ComposedDenoiser(parts, parts, prior, "uniform", 0.7, closed_form=lambda x, sigma: -x)
+    uniform = ComposedDenoiser(parts, parts, prior, "uniform", 0.7, closed_form=negative)
     assert not torch.equal(uniform(x, level), -x)
 
 

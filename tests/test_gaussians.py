@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians, Strength, cluster_of
+from cdm_lightning.sampling import karras_sigmas, sample
 
 SHAPE = (1, 3, 4)
 DIMENSION = math.prod(SHAPE)
@@ -388,3 +389,28 @@ def test_autocast_does_not_lower_the_precision_of_a_closed_form() -> None:
         assert torch.equal(mixed.log_density(x, sigma), expected[0])
         assert torch.equal(mixed.denoise(x, sigma), expected[1])
         assert (x.flatten(1) @ x.flatten(1).T).dtype == torch.bfloat16, "autocast is on"
+
+
+@pytest.mark.parametrize("level", [0.3, 2.0])
+def test_draws_have_the_moments_of_every_cluster(level: float) -> None:
+    mixed = mixture(3, clusters=2).to("cpu", torch.float64)
+    noise = torch.randn(40_000, *SHAPE, generator=generator(0), dtype=torch.float64)
+    uniform = torch.rand(40_000, generator=generator(1), dtype=torch.float64)
+    drawn = mixed.draw(noise, uniform, level).flatten(1)
+    first = uniform < float(mixed.log_share[0].exp())
+    for k, members in enumerate((drawn[first], drawn[~first])):
+        basis, excess = mixed.basis[k], mixed.variance[k] - mixed.rest[k]
+        covariance = (basis * excess) @ basis.T + (mixed.rest[k] + level**2) * torch.eye(DIMENSION, dtype=basis.dtype)
+        error = covariance.diagonal().sqrt() / math.sqrt(len(members))
+        assert ((members.mean(0) - mixed.mean[k]).abs() < 5 * error).all()
+        spread = torch.outer(covariance.diagonal(), covariance.diagonal()).sqrt() / math.sqrt(len(members))
+        assert ((torch.cov(members.T) - covariance).abs() < 8 * spread).all()
+
+
+def test_a_draw_is_the_end_of_the_flow_from_the_same_noise() -> None:
+    """Oracle: the sampler, with many small steps from a level far above the data."""
+    single = mixture(5, clusters=1).to("cpu", torch.float64)
+    noise = torch.randn(6, *SHAPE, generator=generator(0), dtype=torch.float64)
+    sigmas = karras_sigmas(600, 0.5, 3000.0)[:-1]
+    drawn = single.draw(noise, torch.zeros(6, dtype=torch.float64), 0.5)
+    torch.testing.assert_close(drawn, sample(single.denoise, noise, sigmas), rtol=0, atol=3e-3)

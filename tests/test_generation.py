@@ -38,6 +38,8 @@ def pictures(out: Path) -> np.ndarray:
         ("uniform", ("--churn", "2")),
         ("routed", ("--sampler", "dpmpp_2m")),
         ("routed", ("--sampler", "ancestral")),
+        ("routed", ("--start", "switch")),
+        ("draft", ("--start", "switch")),
     ],
 )
 def test_batches_do_not_matter(strategy: Strategy, sampling: tuple[str, str], store: Path, tmp_path: Path) -> None:
@@ -75,6 +77,28 @@ def test_the_switch_saves_network_evaluations(
     below = sum(sigma < 3 for sigma, _ in routed["images"][0]["trajectory"])
     assert routed["network_evaluations_per_image"] == a_step * below
     assert below < 12
+
+
+@pytest.mark.parametrize("strategy", ["routed", "draft", "posterior"])
+def test_starting_at_the_switch_takes_the_steps_below_alone(strategy: str, store: Path, tmp_path: Path) -> None:
+    options = ("--sources", "all", "--n", "2", "--steps", "7", "--strategy", strategy)
+    noise, switch = (run(store, tmp_path / start, *options, "--start", start) for start in ("noise", "switch"))
+    levels = [[sigma for sigma, _ in report["images"][0]["trajectory"]] for report in (noise, switch)]
+    assert levels[1] == [sigma for sigma in levels[0] if sigma <= 3]
+    if strategy != "posterior":
+        assert switch["network_evaluations_per_image"] == noise["network_evaluations_per_image"]
+    assert (noise["start"], switch["start"]) == ("noise", "switch")
+
+
+def test_images_that_start_at_the_switch_are_of_the_sources_by_their_numbers(store: Path) -> None:
+    """Oracle: the mean of w_i(x) over x ~ p(x; sigma) is lambda_i, whatever the laws of the sources are."""
+    compartments, n = open_compartments(Store.open(store), "all", sigma_switch=0.5, device="cpu"), 6000
+    composed = compartments.composed("routed")
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights = composed.weights(composed.at_switch(0, range(n), noise), torch.full((n,), 0.5))
+    error = weights.std(1) / math.sqrt(n)
+    assert ((weights.mean(1) - composed.prior).abs() < 4 * error).all()
+    assert weights.max(0).values.median() > 0.9, "sources can be told apart, so this can fail"
 
 
 @pytest.mark.parametrize("strategy", ["routed", "assign"])
@@ -138,6 +162,8 @@ def test_grid_lays_images_out_row_by_row() -> None:
             ("--sources", "all", "--sampler", "ancestral", "--churn", "2"),
             "--churn is 2.0, but --sampler ancestral has no churn; only heun has",
         ),
+        (("--sources", "all", "--start", "switch", "--strategy", "assign"), "choose the strategy routed, draft "),
+        (("--sources", "all", "--start", "switch", "--sigma_switch", "inf"), "and no --sigma_switch inf"),
     ],
 )
 def test_bad_input(
