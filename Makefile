@@ -10,7 +10,7 @@ STORE := stores/digits
 PICTURES := out/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo reproduce lint format clean python
+.PHONY: help setup test demo reproduce bench lint format clean python
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(STAMP) ## Fit a store of handwritten digits, one compartment per digit, 
 
 reproduce: $(STAMP) ## Train and compare all that the README's quality table shows (INPUT="folder of FashionMNIST" INCEPTION="file" save downloads)
 	$(BIN)/python -m benchmarks.quality $(if $(INPUT),--input $(INPUT)) $(if $(INCEPTION),--inception $(INCEPTION))
+
+bench: $(STAMP) ## Time composing against one model, side by side
+	$(BIN)/python -m benchmarks.speed
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check --quiet .

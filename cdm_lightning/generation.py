@@ -25,6 +25,7 @@ from cdm_lightning.seeding import image_generators, normal
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 
+Start = Literal["noise", "switch"]
 CHANNEL_NAMES = {1: "L", 3: "RGB"}
 
 
@@ -58,7 +59,7 @@ class Settings:
     steps: int = 18
     churn: float = 0.0
     sigma_switch: float | Literal["inf"] | None = None
-    start: Literal["noise", "switch"] = "noise"
+    start: Start = "noise"
     batch_size: int = 64
     device: str = "cpu"
 

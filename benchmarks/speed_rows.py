@@ -1,0 +1,166 @@
+"""What `benchmarks.speed` times: pairs of things in turns, so that what else the machine does slows both alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.backbone import UViT, freeze
+from cdm_lightning.compartments import Compartments
+from cdm_lightning.composition import ComposedDenoiser
+from cdm_lightning.cost import peak_of_process
+from cdm_lightning.generation import Settings, sample_batch
+from cdm_lightning.packing import open_compartments, unpack_backbone
+from cdm_lightning.prompts import Tokens
+from cdm_lightning.seeding import generator
+from cdm_lightning.store import Store
+from datamodules import ShardDataModule
+
+PAIRS = 5
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the seconds of another thing one takes, over pairs.
+
+    Attributes:
+        seconds: of the one, median.
+        ratio: median over pairs.
+        least: of all pairs.
+        most: of all pairs.
+    """
+
+    seconds: float
+    ratio: float
+    least: float
+    most: float
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Return how long something takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def in_turns(one: Callable[[], object], other: Callable[[], object], pairs: int = PAIRS) -> Ratio:
+    """Time two things in turns, after one turn that does not count."""
+    one(), other()
+    turns = [(seconds_of(one), seconds_of(other)) for _ in range(pairs)]
+    ratios = [mine / theirs for mine, theirs in turns]
+    return Ratio(statistics.median(mine for mine, _ in turns), statistics.median(ratios), min(ratios), max(ratios))
+
+
+def opened(store: Path, sources: str | list[str]) -> Compartments:
+    """Open sources of a store as its backbone was fitted."""
+    return open_compartments(Store.open(store), sources, sigma_switch=None, device="cpu")
+
+
+def sampling(model: Compartments, settings: Settings) -> Callable[[], None]:
+    """Return what samples one batch of 64 images, weights not noted."""
+    composed, shape = model.composed(settings.strategy), model.public.closed_form.shape
+
+    def action() -> None:
+        sample_batch(composed, shape, range(BATCH), settings, weigh=False)
+
+    return action
+
+
+def evaluations(model: Compartments, settings: Settings) -> float:
+    """Return how often the network is evaluated for one image."""
+    before = model.evaluations
+    sampling(model, settings)()
+    return (model.evaluations - before) / BATCH
+
+
+class Nothing:
+    """Evidence and denoiser that cost nothing."""
+
+    def log_density(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return zeros [batch]."""
+        return torch.zeros_like(sigma)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+
+def sampler_alone(model: Compartments, settings: Settings) -> Callable[[], None]:
+    """Return what samples like `sampling`, with as many sources, but with denoisers that cost nothing."""
+    parts = {source: Nothing() for source in model.compartments}
+    composed = ComposedDenoiser(parts, parts, model.prior(), settings.strategy, model.sigma_switch)
+
+    def action() -> None:
+        sample_batch(composed, model.public.closed_form.shape, range(BATCH), settings, weigh=False)
+
+    return action
+
+
+def training_step(store: Path, tokens: int, whole: bool) -> Callable[[], None]:
+    """Return one step on 64 images: of the tokens of a source on the frozen network, or of the whole network."""
+    network, g = unpack_backbone(*Store.open(store).read_backbone())[0], generator("speed", "step")
+    assert isinstance(network, UViT)
+    prompt = Tokens(network, tokens, 0, g)
+    if whole:
+        network.requires_grad_(True)
+    else:
+        freeze(network)
+    trained = [one for one in (*network.parameters(), *prompt.parameters()) if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    shape = Store.open(store).info.image_shape
+    x, level, first = torch.randn(BATCH, *shape, generator=g), torch.rand(BATCH, generator=g), torch.zeros(BATCH).long()
+    guide = x if network.guide_embed is not None else None
+
+    def action() -> None:
+        optimizer.zero_grad()
+        Tokens.network(network, [prompt], first, first)(x, level, guide=guide).square().mean().backward()
+        optimizer.step()
+
+    return action
+
+
+def images_per_second(root: Path, source: str, size: int, channels: Literal[1, 3]) -> float:
+    """Return images a second from tar to batch, by the training stream of one source, on this thread."""
+    data = ShardDataModule(str(root), image_size=size, channels=channels, heldout_fraction=0.0, batch_size=BATCH)
+    data.open(source)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    rates = [BATCH * len(once) / seconds for once, seconds in (_timed(batches) for _ in range(PAIRS))]
+    return statistics.median(rates)
+
+
+def _timed(batches: Iterator[Any]) -> tuple[list[Any], float]:
+    start = time.perf_counter()
+    once = [next(batches) for _ in range(32)]
+    return once, time.perf_counter() - start
+
+
+def opening(store: Path, sources: list[str]) -> dict[str, float]:
+    """Return seconds and bytes that opening some sources of a store takes, in a process of its own, and its memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_opening, store, sources).result()
+
+
+def _opening(store: Path, sources: list[str]) -> dict[str, float]:
+    torch.set_num_threads(1)
+    before, held = _bytes_read(), peak_of_process() or 0
+    seconds = seconds_of(lambda: opened(store, sources))
+    return {
+        "seconds": seconds,
+        "MB_read": (_bytes_read() - before) / 1e6,
+        "MB_held": ((peak_of_process() or 0) - held) / 1e6,
+    }
+
+
+def _bytes_read() -> int:
+    """Return how many bytes this process has read so far; 0 where the system does not say."""
+    counters = Path("/proc/self/io")
+    return int(counters.read_text().split()[1]) if counters.is_file() else 0
