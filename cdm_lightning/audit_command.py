@@ -116,6 +116,7 @@ def audit(config: Any) -> dict[str, Any]:
         "sigmas": list(SIGMAS),
         "false_positives": FALSE_POSITIVES,
         **environment(),
+        "compartments_sha256": store.compartments_sha256(sources),
         "rows": rows,
         "closest": [pair_report(found, images) for found in pairs],
     }

@@ -33,6 +33,7 @@ commands:
   attribute say to which sources given images are credited, and how sure that is
   validate  measure the composed model of chosen sources of a store, on held-out images
   evaluate  compare every way to sample from a store, and other stores, in one table
+  report    write one page for people: what a store holds, makes and credits, and its history
   audit     does a store reproduce training images, and can one tell who was in it
   forget    remove every trace of a source from a store, and say what is out of reach
   verify-forgotten
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
         "attribute": run_attribute,
         "validate": run_validate,
         "evaluate": run_evaluate,
+        "report": run_report,
         "audit": run_audit,
         "forget": run_forget,
         "verify-forgotten": run_verify_forgotten,
@@ -203,6 +205,16 @@ def run_evaluate(arguments: list[str]) -> None:
     table = table_name(config.extractor)
     print(f"{table}.md, {table}.json and samples.png are in {config.out}")
     _write_report(config.json, report)
+
+
+def run_report(arguments: list[str]) -> None:
+    """`report`: see `cdm_lightning.report`."""
+    from cdm_lightning.report_command import report_parser, write_page
+
+    _silence_libraries()
+    config = report_parser().parse_args(arguments)
+    write_page(config)
+    print(f"the page is {config.out}")
 
 
 def run_audit(arguments: list[str]) -> None:

@@ -19,8 +19,7 @@ from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import composed_fidelity
 from cdm_lightning.generation import Settings, finite_or_text
 from cdm_lightning.reference import FEWEST, references_of
-from cdm_lightning.store import COMPARTMENT, Store
-from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.store import Store
 from cdm_lightning.versions import versions
 
 COMPOSED = "composed"  # no source has this name
@@ -114,7 +113,7 @@ def report(
         "attribution": None if found.credits is None else attribution_report(found.credits),
         "remarks": list(_remarks(counts, extractor)),
         "backbone_sha256": store.info.backbone_sha256,
-        "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in compartments},
+        "compartments_sha256": store.compartments_sha256(list(compartments)),
         "versions": versions(*PACKAGES),
         "threads": torch.get_num_threads(),
     }

@@ -248,9 +248,14 @@ class Store:
         entries = ledger.newest(self.path / LEDGER).items()
         return sorted(source for source, newest in entries if newest.event == "forgotten")
 
-    def compartments_sha256(self) -> dict[str, str]:
-        """Return the sha256 of compartment.safetensors by source."""
-        return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in self.sources()}
+    def compartments_sha256(self, sources: Sequence[str] | None = None) -> dict[str, str]:
+        """Return the sha256 of compartment.safetensors by source, of all sources or of those that are named.
+
+        Raises:
+            UnknownSource: the store has no compartment of one of them.
+        """
+        chosen = self.sources() if sources is None else self.choose(sources)
+        return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in chosen}
 
     def _recovered(self) -> Self:
         for source in exchange.unfinished(self.path / "compartments"):

@@ -198,7 +198,7 @@ def _is_path(event: str, values: tuple[Any, ...]) -> bool:
     return event == "open" and isinstance(values[0], str | Path)
 
 
-@pytest.mark.parametrize("command", ["sample", "validate", "evaluate", "audit", "restore", "attribute"])
+@pytest.mark.parametrize("command", ["sample", "validate", "evaluate", "report", "audit", "restore", "attribute"])
 def test_what_is_not_granted_is_never_opened(
     command: str, store: Path, workplace: Path, policy: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +212,7 @@ def test_what_is_not_granted_is_never_opened(
             *("--out", str(tmp_path / "out"), "--n", "4", "--steps", "2", "--root", str(workplace / "shards")),
             *("--strategies", "routed", "public"),
         ],
+        "report": ["--out", str(tmp_path / "r.html"), "--n", "2", "--steps", "2", "--root", str(workplace / "shards")],
         "audit": ["--extractor", "none", "--n", "2", "--steps", "2", "--root", str(workplace / "shards")],
         "restore": ["--out", str(tmp_path / "out"), "--sigma", "0.5", "--steps", "2", str(picture / "00000.png")],
         "attribute": [
