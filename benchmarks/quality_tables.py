@@ -37,10 +37,15 @@ class Table:
 TABLES = {
     "five": Table(
         "ours",
-        ("closed_form", "public", "uniform", "posterior", "routed", "assign", "draft"),
+        ("closed_form", "public", "routed", "assign", "draft"),
+        {"full": "ours-full", "mono": "mono", "mono-full": "mono-full"},
+        "mono-full",
+        "five",
+    ),
+    "five, plain": Table(
+        "ours",
+        ("uniform", "posterior"),
         {
-            "full": "ours-full",
-            "mono": "mono",
             "mono-full": "mono-full",
             "mono-plain": "mono-plain",
             "mono-plain@3": "mono-plain",
@@ -49,12 +54,12 @@ TABLES = {
             "paper": "paper",
         },
         "mono-full",
-        "five",
+        "five-plain",
     ),
     "five, FID": Table(
         "ours",
         ("routed",),
-        {"full": "ours-full", "mono-full": "mono-full", "mono-plain": "mono-plain"},
+        {"full": "ours-full", "mono": "mono", "mono-full": "mono-full"},
         "mono-full",
         "five",
         "inception",
