@@ -3,8 +3,8 @@
     python -m benchmarks.quality --work out/quality [--input FOLDER] [--inception FILE] [--only NAME ...]
 
 Every step is a command of the project, in a process and with a log of its own; two run at a time, with one thread each.
-What is finished is skipped: run it again after an interruption. The tables are in WORK/tables, and what each step took
-is in WORK/times.json.
+What is finished is skipped: run it again after an interruption. The tables are in WORK/tables. WORK/times.json has the
+seconds that each step took: of the processor, so that other work on the machine does not count.
 """
 
 import argparse
@@ -153,19 +153,21 @@ def run(steps: Mapping[str, Step], work: Path) -> None:
 
 
 def one(name: str, step: Step, logs: Path) -> float:
-    """Run one step, say how many seconds it took, and return them."""
+    """Run one step, say how many seconds of the processor it took, and return them."""
     start, log = time.perf_counter(), logs / f"{name.replace(' ', '-')}.log"
     if step.prepare is not None:
         step.prepare()
     command = [sys.executable, "-m", "cdm_lightning", *step.arguments]
     with log.open("w") as file:
-        code = subprocess.run(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        ).returncode
-    if code:
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise SystemExit(f"{name} failed; {log} ends with:\n" + "\n".join(log.read_text().splitlines()[-5:]))
-    took = time.perf_counter() - start
-    print(f"{name}: {took:.0f} s", flush=True)
+    took = usage.ru_utime + usage.ru_stime
+    print(f"{name}: {took:.0f} s of the processor, {time.perf_counter() - start:.0f} s by the clock", flush=True)
     return took
 
 
