@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -104,15 +105,19 @@ def test_a_source_cannot_be_forgotten_while_it_is_fitted_and_a_killed_fit_is_in_
     assert not list(mine.rglob("*digit1*"))
 
 
-def test_two_writers_of_two_sources_are_as_one_after_the_other(mine: Path, store: Path, fit: Fit) -> None:
-    sources = ("digit0", "digit1", "digit2")
-    both = [held(fit, mine, source) for source in sources]
-    for _, go_on in both:
+def test_four_writers_of_four_sources_are_as_one_after_the_other(
+    mine: Path, store: Path, fit: Fit, tmp_path: Path
+) -> None:
+    sources = ("digit0", "digit1", "digit2", "digit3")
+    alone = Path(shutil.copytree(store, tmp_path / "alone"))
+    assert fit(alone, "[digit3]") == 0
+    writers = [held(fit, mine, source) for source in sources]
+    for _, go_on in writers:
         go_on.set()
-    for process, _ in both:
+    for process, _ in writers:
         process.join(SECONDS)
         assert process.exitcode == 0
-    assert tree(mine / "compartments") == tree(store / "compartments")
+    assert tree(mine / "compartments") == tree(alone / "compartments")
     assert faults(Store.open(mine)) == []
     assert sorted(entry.source for entry in ledger.read(mine / "ledger.jsonl")) == [*sources, "public"]
 
