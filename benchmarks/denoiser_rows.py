@@ -74,7 +74,7 @@ def denoised(model: ComposedDenoiser, own: Compartments, source: str, x: Tensor,
         "uniform": parts.mean(0),
         "closed_form_of_union": torch.einsum("sb,sb...->b...", weights, forms),
     }
-    return rows | ({"draft": own.finish(x, sigma)} if own.can_finish else {})
+    return rows | ({"draft": own.finish(x, sigma)} if own.obstacle is None else {})
 
 
 def errors(group: Group, store: Compartments, opponents: Mapping[str, Compartments], sigmas: tuple[float, ...]) -> Rows:

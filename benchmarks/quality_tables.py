@@ -77,24 +77,24 @@ TABLES = {
         "eight",
         options=(*MANY, "--by_class"),
     ),
-    "eight, soup": Table(
+    "eight, full": Table(
         "parts-full",
-        ("soup",),
+        ("routed", "draft"),
         {"mono-full": "parts-mono-full"},
         "mono-full",
-        "eight-soup",
+        "eight-full",
         options=(*MANY, "--by_class"),
     ),
     "five, seed 1": Table(
         "ours-full-1",
-        ("routed", "assign"),
+        ("routed", "draft"),
         {"mono-full": "mono-full-1"},
         "mono-full",
         "five-1",
     ),
     "more": Table(
         "ours-lora",
-        ("routed", "soup"),
+        ("routed", "draft"),
         {
             "tokens": "ours-tokens",
             "full": "ours-full",

@@ -15,6 +15,7 @@ from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.merging import groups_for, groups_of, images_behind, merged, union_of
+from cdm_lightning.prompts import Prompt, averaged, unlike
 from cdm_lightning.public import Public
 from cdm_lightning.strategy import Strategy
 
@@ -152,9 +153,20 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         return draft
 
     @property
-    def can_finish(self) -> bool:
-        """Whether one pass of the network can finish a mixture of drafts: it is guided, and no source has a prompt."""
-        return self.guided and all(compartment.prompt is None for compartment in self.compartments.values())
+    def obstacle(self) -> str | None:
+        """What keeps one pass of the network from finishing the draft of all sources, in words; None if it can.
+
+        It can if the backbone is guided, and either no source has a prompt or all have prompts that can be averaged.
+        """
+        if not self.guided:
+            return "the backbone is not guided"
+        return self.unlike_prompts if any(own.prompt is not None for own in self._parts()) else None
+
+    @cached_property
+    def unlike_prompts(self) -> str | None:
+        """What keeps the prompts of the sources from being averaged; see `unlike`."""
+        prompts = {source: own.prompt for source, own in self.compartments.items()}
+        return unlike(prompts, {source: list(own.classes) for source, own in self.compartments.items()})
 
     @cached_property
     def union(self) -> Gaussians:
@@ -204,8 +216,19 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         return (weight * errors.square()).sum(0).sqrt()
 
     def finisher(self, rows: int) -> Network:
-        """Return the network that finishes a mixture of drafts of `rows` images: the backbone."""
-        return self.backbone
+        """Return the network that finishes the union's draft of `rows` images: with the average of the prompts."""
+        if self.average is None:
+            return self.backbone
+        first = torch.zeros(rows, dtype=torch.long, device=self.union.mean.device)
+        label = torch.full_like(first, self._parts()[0].label)
+        network: Network = type(self.average).network(self.backbone, [self.average], first, label)
+        return network
+
+    @cached_property
+    def average(self) -> Prompt | None:
+        """The prompt sum_i lambda_i prompt_i, if the sources have prompts."""
+        prompts = [own.prompt for own in self._parts() if own.prompt is not None]
+        return averaged(self.backbone, prompts, list(self.prior().values())) if prompts else None
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class DraftDenoiser(Protocol):
     """Denoisers that can finish a mixture of their drafts in one pass of a shared network."""
 
     @property
-    def can_finish(self) -> bool:
-        """Whether these ones can: the network is guided, and none of them has a part of its own in it."""
+    def obstacle(self) -> str | None:
+        """What keeps these ones from it, in words; None if nothing does."""
 
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D guided by the draft of all sources, shaped as x, for one sigma [batch] for all."""
@@ -61,7 +61,8 @@ class ComposedDenoiser:
         prior: lambda_i by source, positive; scaled to sum 1.
         strategy: `routed`: mixed above `sigma_switch`, there one source is drawn from the posterior and held.
             `assign`: one source is drawn from the prior at the start and held. `posterior`: mixed at every level.
-            `draft`: the draft of all sources together, finished by one network pass. `uniform`: the naive average.
+            `draft`: the draft of all sources together, finished by one network pass; not exact. `uniform`: the naive
+            average.
         sigma_switch: the level at which `routed` draws.
         closed_form: what all sources together are at and above `sigma_switch`, if that is one known mixture; its
             denoiser is sum_i w_i D_i, but no weight has to be computed.
@@ -89,10 +90,9 @@ class ComposedDenoiser:
         if strategy not in get_args(Strategy):
             names = get_args(Strategy)
             raise BadInput(f"unknown strategy '{strategy}': expected one of {names}{did_you_mean(strategy, names)}")
-        if strategy == "draft" and not (isinstance(denoisers, DraftDenoiser) and denoisers.can_finish):
+        if strategy == "draft" and (why := _obstacle(denoisers)) is not None:
             raise BadInput(
-                "strategy 'draft' needs a guided backbone and compartments without a prompt; "
-                "choose 'routed' or 'assign'"
+                f"strategy 'draft' finishes one draft for all sources, but {why}; choose 'routed' or 'assign'"
             )
         self.denoisers, self.evidence = denoisers, evidence
         self.sources = list(denoisers)
@@ -160,6 +160,11 @@ class ComposedDenoiser:
     def start(self, seed: int, indices: Sequence[int]) -> "Trajectory":
         """Return the callable of one trajectory of the images `indices`; its draws depend on (seed, k) alone."""
         return Trajectory(self, seed, indices)
+
+
+def _obstacle(denoisers: Mapping[str, Denoiser]) -> str | None:
+    """Return what keeps denoisers from finishing one draft of all, in words."""
+    return denoisers.obstacle if isinstance(denoisers, DraftDenoiser) else "these denoisers have no drafts"
 
 
 class Trajectory:

@@ -65,8 +65,8 @@ def default_names(store: Store, sources: Sequence[str], device: str) -> list[str
     Raises:
         BadInput: the store or a source cannot be used.
     """
-    can_finish = open_compartments(store, sources, sigma_switch=None, device=device).can_finish
-    return [CLOSED_FORM, PUBLIC, *(name for name in STRATEGIES if name != "draft" or can_finish)]
+    obstacle = open_compartments(store, sources, sigma_switch=None, device=device).obstacle
+    return [CLOSED_FORM, PUBLIC, *(name for name in STRATEGIES if name != "draft" or obstacle is None)]
 
 
 def opponent(text: str) -> Contender:

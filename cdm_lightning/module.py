@@ -92,8 +92,8 @@ class CompartmentalizedDiffusion(LightningModule):
         sigma_switch = float(sigma_switch)
         _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
         _check_settings(tokens, lora_rank, rank, clusters, label_dropout, sigma_switch)
-        if strategy == "draft" and (guide, compartment) != ("closed_form", "none"):
-            raise BadInput("model.strategy draft needs model.guide closed_form and model.compartment none")
+        if strategy == "draft" and guide != "closed_form":
+            raise BadInput("model.strategy draft finishes closed forms' drafts, so it needs model.guide closed_form")
         self.backbone = backbone
         self.prompts = Prompts()
         self.guided, self.preconditioning = guide == "closed_form", PRECONDITIONINGS[preconditioning]

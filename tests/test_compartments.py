@@ -239,10 +239,11 @@ def test_above_the_switch_no_weight_is_computed(strategy: Strategy, monkeypatch:
     assert compartments.evaluations == 0
 
 
-def test_only_guided_compartments_without_prompts_can_finish() -> None:
-    assert opened(sources=["none", "plain"]).can_finish
-    assert not opened(sources=["none", "two"]).can_finish
-    assert not opened(guided=False, sources=["none", "plain"]).can_finish
+def test_one_draft_is_finished_where_the_backbone_is_guided_and_all_prompts_are_alike_or_none_is_there() -> None:
+    assert opened(sources=["none", "plain"]).obstacle is None
+    assert opened(sources=["two"]).obstacle is None
+    assert opened(sources=["none", "two"]).obstacle == "source 'none' has no prompt"
+    assert opened(guided=False, sources=["none", "plain"]).obstacle == "the backbone is not guided"
     assert isinstance(opened(), RowDenoiser)
     assert isinstance(opened(), DraftDenoiser)
 

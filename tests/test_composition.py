@@ -219,14 +219,14 @@ def test_rows_of_one_batch_equal_the_loop_over_callables() -> None:
 class Finishing(Rows):
     """Denoisers behind one network that would finish the mixed draft."""
 
-    can_finish = True
+    obstacle: str | None = None
 
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x + sigma[:, None, None, None]
 
 
 class Trained(Finishing):
-    can_finish = False
+    obstacle = "one of them is trained"
 
 
 def test_draft_is_one_pass() -> None:
@@ -262,7 +262,8 @@ def test_draft_is_refused_where_no_network_can_finish(
     kind: Callable[[dict[str, Points]], Mapping[str, Points]],
 ) -> None:
     parts = data_sets()
-    with pytest.raises(BadInput, match="strategy 'draft' needs a guided backbone and compartments without a prompt"):
+    why = "one of them is trained" if kind is Trained else "these denoisers have no drafts"
+    with pytest.raises(BadInput, match=f"strategy 'draft' finishes one draft for all sources, but {why}; choose"):
         ComposedDenoiser(kind(parts), parts, {"a": 1.0, "b": 1.0, "c": 1.0}, "draft")
 
 

@@ -90,7 +90,7 @@ def test_every_row_that_the_store_allows_is_there(all_rows: Path) -> None:
 
 
 def test_a_plain_store_has_no_draft(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdm_lightning.compartments.Compartments.can_finish", False)
+    monkeypatch.setattr("cdm_lightning.compartments.Compartments.obstacle", "the backbone is not guided")
     assert "draft" not in default_names(Store.open(store), ["digit0"], "cpu")
 
 
@@ -553,12 +553,13 @@ def test_what_prompts_do_not_allow_is_told(
 ) -> None:
     own = copied(store, tmp_path / "store", [])
     options = ("--model.compartment", "tokens", "--trainer.max_steps", "1")
-    assert fit(own, "[digit0]", *options) == 0
-    assert "draft" not in default_names(Store.open(own), ["digit0"], "cpu")
+    assert fit(own, "[digit0]", *options) == fit(own, "[digit1]") == 0
+    assert "draft" in default_names(Store.open(own), ["digit0"], "cpu")
+    assert "draft" not in default_names(Store.open(own), ["digit0", "digit1"], "cpu")
     capsys.readouterr()
     where = ("--store", str(own), "--sources", "all", "--out", str(tmp_path / "out"), *SAMPLED)
     assert main(["evaluate", *where, "--strategies", "draft"]) == 2
-    assert "strategy 'draft' needs a guided backbone and compartments without a prompt" in capsys.readouterr().err
+    assert "one draft for all sources, but source 'digit1' has no prompt; choose" in capsys.readouterr().err
     assert main(["evaluate", *where, "--strategies", "routed@inf"]) == 2
     assert "sigma_switch inf is above the noise range of source 'digit0'" in capsys.readouterr().err
 

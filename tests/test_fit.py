@@ -211,7 +211,7 @@ def test_a_prompt_of_a_model_without_a_switch_is_used_at_every_level(fit: Fit, t
         ("[digit0]", ("--trainer.precision", "16-mixed"), "its loss scale is found by trial"),
         ("[digit0]", ("--trainer.limit_train_batches", "3"), "it would leave most of the source out"),
         ("[digit0]", ("--model.compartment", "tokens", "--trainer.max_steps", "0"), "a prompt needs at least 1"),
-        ("[digit0]", ("--model.strategy", "draft", "--model.compartment", "tokens"), "model.strategy draft needs"),
+        ("[digit0]", ("--model.strategy", "draft", "--model.guide", "none"), "so it needs model.guide closed_form"),
         ("[digit0]", ("--model.sigma_switch", "0"), "model.sigma_switch is 0.0; expected a noise level above"),
         ("[digit0]", ("--model.backbone.init_args.patch_size", "3"), "patch_size is 3; expected a divisor"),
     ],

@@ -1,5 +1,6 @@
-"""What is trained per source: the kinds of it, and the named collection."""
+"""What is trained per source: the kinds of it, the average of several, and the named collection."""
 
+from cdm_lightning.prompts.average import averaged, unlike
 from cdm_lightning.prompts.collection import Prompts
 from cdm_lightning.prompts.full import Full
 from cdm_lightning.prompts.lora import LoRA
@@ -8,4 +9,4 @@ from cdm_lightning.prompts.tokens import Tokens
 
 KINDS: dict[str, type[Prompt]] = {kind.kind: kind for kind in (Tokens, LoRA, Full)}
 
-__all__ = ["KINDS", "NO_LABEL", "Full", "LoRA", "Prompt", "Prompts", "Tokens"]
+__all__ = ["KINDS", "NO_LABEL", "Full", "LoRA", "Prompt", "Prompts", "Tokens", "averaged", "unlike"]
