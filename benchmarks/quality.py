@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.backbones import copy_backbone, write_backbone_like
-from benchmarks.quality_stores import BACKBONES, CONFIGS, SPLITS, STORES, Fitted
+from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, Fitted
 from benchmarks.quality_tables import SECOND, TABLES, Table
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
@@ -81,8 +81,7 @@ class Plan:
 
     def _fit(self, name: str, split: str) -> list[str]:
         where = ["--store", str(self.place(name)), "--data.root", self.root(split), "--data.split", SPLITS[split]]
-        configs = [word for config in CONFIGS for word in ("--config", config)]
-        return ["fit", *configs, *where, *QUIET]
+        return ["fit", "--config", CONFIG, *where, *QUIET]
 
     def _backbone(self, name: str) -> Step:
         given, _, rest = name.partition("-")

@@ -6,11 +6,10 @@ one source is all of them. `public` is the other five classes in all of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
 CLUSTERS = 10  # of a source, and of each class of it
-CONFIGS = ("fashion_shards.yaml", str(Path(__file__).with_name("quality.yaml")))
+CONFIG = "fashion_shards.yaml"
 SPLITS = {"classes": "class", "union": "random:1", "halves": "random:2", "quarters": "random:4", "parts": "random:8"}
 SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8}
 

@@ -23,7 +23,7 @@ from cdm_lightning.store import Store
 
 OWNERS = [f"owner{k}" for k in range(8)]
 SIZE, IMAGES, OF_OWNER, OF_PUBLIC = 28, 6000, 750, 600
-CONFIGS = ("--config", "fashion_shards.yaml", "--config", str(Path(__file__).with_name("quality.yaml")))
+CONFIG = ("--config", "fashion_shards.yaml")
 PLAIN = ("--model.guide", "none", "--model.sigma_switch", "inf")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 
@@ -67,7 +67,7 @@ def fit(store: Path, root: Path, sources: list[str], *options: object) -> None:
     """Fit sources into a store, as the quality benchmark does; its backbone is trained for one step."""
     where = ("--store", store, "--data.root", root, "--data.split", "folder", "--data.heldout_fraction", 0)
     short = ("--data.public_classes", "null", "--model.backbone_steps", 1)
-    command("fit", *CONFIGS, *where, *short, *QUIET, "--data.sources", f"[{', '.join(sources)}]", *options)
+    command("fit", *CONFIG, *where, *short, *QUIET, "--data.sources", f"[{', '.join(sources)}]", *options)
 
 
 def write_many(place: Path, like: Store, count: int) -> Store:
