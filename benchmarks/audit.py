@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.backbones import copy_backbone
-from benchmarks.quality_stores import CLUSTERS, CONFIGS, UNION
+from benchmarks.quality_stores import CLUSTERS, CONFIG, UNION
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.audit_command import PICTURE, REPORT
@@ -43,9 +43,8 @@ def left_out(data: ShardDataModule, n: int) -> list[str]:
 def fitted(backbone: Path, store: Path, root: Path, exclude: Path, split: str, clusters: int) -> Path:
     """Fit closed forms into a store on a copy of a backbone; what is up to date is left as it is."""
     copy_backbone(backbone, store)
-    configs = [word for config in CONFIGS for word in ("--config", config)]
     data = ["--data.root", str(root), "--data.exclude", str(exclude), "--data.split", split]
-    _command("fit", *configs, "--store", str(store), *data, "--model.clusters", str(clusters), *QUIET)
+    _command("fit", "--config", CONFIG, "--store", str(store), *data, "--model.clusters", str(clusters), *QUIET)
     return store
 
 
