@@ -16,7 +16,7 @@ from cdm_lightning.credit_bars import annotated
 from cdm_lightning.credit_methods import OF_COALITIONS, Credit, CreditSettings, credit
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import open_extractor
-from cdm_lightning.generation import Settings, enlarged, finite_or_text
+from cdm_lightning.generation import Settings, finite_or_text
 from cdm_lightning.given_images import readable_images
 from cdm_lightning.images import encode_png, from_uint8
 from cdm_lightning.json_option import check_place
@@ -24,6 +24,7 @@ from cdm_lightning.nearest_images import Shards
 from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.sheets import enlarged
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256

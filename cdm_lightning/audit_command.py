@@ -15,10 +15,11 @@ from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evaluate_command import listed
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.generation import Settings, check_folder
+from cdm_lightning.generation import Settings
 from cdm_lightning.line_up import note_outputs, opened_models, with_switch
 from cdm_lightning.membership import FALSE_POSITIVES, LEAST, SIGMAS
 from cdm_lightning.memorization import Images
+from cdm_lightning.outputs import check_folder
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.reference import source_reference
 from cdm_lightning.source_choice import add_source_options, check_against, chosen_sources

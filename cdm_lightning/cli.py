@@ -10,7 +10,6 @@ from typing import Any
 
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.json_option import check_json, check_place, write_json
-from cdm_lightning.parser import Parser, new_parser
 
 MAKE_ROOM = "make room and run the same command again, which goes on from what is finished"
 UNWRITABLE = {
@@ -125,32 +124,14 @@ def run_shards(arguments: list[str]) -> None:
 
 
 def run_sample(arguments: list[str]) -> None:
-    """`sample`: see `cdm_lightning.generation.generate`."""
-    parser = sample_parser()
-    config = parser.parse_args(arguments)
+    """`sample`: see `cdm_lightning.sample_command`."""
+    from cdm_lightning.sample_command import generate, sample_parser
+
+    config = sample_parser().parse_args(arguments)
     check_json(config.json)
-    from cdm_lightning.generation import Settings, generate
-    from cdm_lightning.source_choice import chosen_sources
-
-    settings = Settings(**{name: config[name] for name in Settings.__dataclass_fields__})
-    report = generate(Path(config.store), chosen_sources(config), settings, Path(config.out), config.annotate)
-    print(f"{settings.n} images, grid.png and credits.json are in {config.out}")
+    report = generate(config)
+    print(f"{config.n} images, grid.png and credits.json are in {config.out}")
     _write_report(config.json, report)
-
-
-def sample_parser() -> Parser:
-    """Return the parser of `sample`."""
-    from cdm_lightning.generation import Settings
-    from cdm_lightning.source_choice import add_source_options
-
-    parser = new_parser("sample", "Sample images from chosen sources of a store, with each image's credits.")
-    parser.add_argument("--store", type=str, required=True, help="the store")
-    add_source_options(parser)
-    parser.add_argument("--out", type=str, required=True, help="folder for 00000.png, ..., grid.png and credits.json")
-    parser.add_argument("--annotate", action="store_true", help="draw a bar of credits below each image of grid.png")
-    parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
-    parser.add_class_arguments(Settings)
-    return parser
 
 
 def run_restore(arguments: list[str]) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from cdm_lightning import ledger
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.errors import BadInput
-from cdm_lightning.generation import Batch, Settings, batched, enlarged, finite_or_text, framed, sample_batch
+from cdm_lightning.generation import Batch, Settings, batched, finite_or_text, sample_batch
 from cdm_lightning.images import to_uint8
 from cdm_lightning.packing import open_compartments
+from cdm_lightning.sheets import enlarged, framed
 from cdm_lightning.store import COMPARTMENT, LEDGER, Store
 from cdm_lightning.tensor_files import file_sha256
 

@@ -23,11 +23,12 @@ from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evaluation_images import LEAST, EvaluationImages
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.generation import Settings, check_folder
+from cdm_lightning.generation import Settings
 from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
 from cdm_lightning.line_up import note_outputs, opened_models
 from cdm_lightning.metrics import score_name
+from cdm_lightning.outputs import check_folder
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.proportions import confusion_of, proportions
 from cdm_lightning.source_choice import add_source_options, check_against, chosen_sources

@@ -1,28 +1,19 @@
-"""Sampling images from a store: pictures, a grid, and each image's credits."""
+"""Sampling images of a composed model, batch by batch: the noise, the sampler, and what is noted on the way."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cdm_lightning.attribution import credits_of
-from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.credit_bars import annotated
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guidance import GuidedDenoiser, check_guidance
-from cdm_lightning.images import encode_png, to_uint8
-from cdm_lightning.outputs import note_output
-from cdm_lightning.packing import open_compartments
 from cdm_lightning.sampling import Churn, Method, OnStep, karras_sigmas, sample
 from cdm_lightning.seeding import image_generators, normal
-from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 
 Start = Literal["noise", "switch"]
@@ -146,135 +137,11 @@ def below(sigmas: Tensor, switch: float) -> Tensor:
     return torch.cat([sigmas.new_tensor([switch]), sigmas[sigmas < switch]])
 
 
-def generate(
-    store_path: Path, sources: str | list[str], settings: Settings, out: Path, annotate: bool = False
-) -> dict[str, Any]:
-    """Sample into the folder `out`: 00000.png, ..., grid.png and credits.json; return what credits.json holds.
-
-    Args:
-        store_path: the store.
-        sources: `all`, or names.
-        settings: how.
-        out: the folder.
-        annotate: whether grid.png also shows a bar of credits below each image.
-
-    Raises:
-        BadInput: the store, a source, or a setting cannot be used.
-    """
-    check_folder(out)
-    store = Store.open(store_path)
-    switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
-    compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
-    branches = [compartments] if settings.label is None else [compartments, compartments.under(settings.label)]
-    composed = branches[-1].composed(settings.strategy)
-    model = guided(composed, compartments, settings)
-    floor = compartments.public.calibration.floor
-    note_output(store.runs, out, composed.sources)
-    pictures: list[Tensor] = []
-    rows: list[dict[str, Any]] = []
-    for indices in batched(settings.n, settings.batch_size):
-        batch = sample_batch(model, store.info.image_shape, indices, settings)
-        pictures.append(to_uint8(batch.images).cpu())
-        rows += image_rows(composed, batch, indices, floor, settings.seed)
-    report = {
-        "store": str(store_path),
-        "sources": composed.sources,
-        **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
-        "sigma_switch": finite_or_text(compartments.sigma_switch),
-        "network_evaluations_per_image": sum(branch.evaluations for branch in branches) / settings.n,
-        "backbone_sha256": store.info.backbone_sha256,
-        "torch": torch.__version__,
-        "images": rows,
-    }
-    images = torch.cat(pictures)
-    write_pictures(out, images, report, credited_grid(images, report) if annotate else None)
-    return report
-
-
-def check_folder(out: Path) -> None:
-    """Raise BadInput if there is a file where a command shall make its folder."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out} is a file; name a folder")
-
-
-def guided(
-    composed: ComposedDenoiser, everything: Compartments, settings: Settings
-) -> ComposedDenoiser | GuidedDenoiser:
-    """Return the composed model of a class, drawn towards the class or away from it if the settings say so."""
-    if settings.guidance == 1:
-        return composed
-    return GuidedDenoiser(composed, everything.composed(settings.strategy), settings.guidance)
-
-
 def batched(n: int, size: int) -> Iterator[range]:
     """Cut 0..n-1 into ranges of at most `size`."""
     return (range(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def image_rows(
-    composed: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Yield what credits.json says of each image."""
-    credit = credits_of(composed, batch.images.clamp(-1, 1), floor, seed)
-    for row, k in enumerate(indices):
-        course = [[sigma, by_source(composed.sources, weights[:, row])] for sigma, weights in batch.trajectory]
-        yield {
-            "file": f"{k:05d}.png",
-            "credits": by_source(composed.sources, credit[:, row]),
-            "drawn": None if batch.drawn is None else batch.drawn[row],
-            "trajectory": course,
-        }
-
-
-def by_source(sources: Sequence[str], weights: Tensor) -> dict[str, float]:
-    """Return weights [source] by name, to six decimals."""
-    return {source: round(float(weight), 6) for source, weight in zip(sources, weights, strict=True)}
-
-
 def finite_or_text(value: float) -> float | str:
     """Return a number as JSON can hold it: inf as a text."""
     return value if math.isfinite(value) else str(value)
-
-
-def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Tensor | None = None) -> None:
-    """Write images, uint8 [n, channel, height, width], grid (or `sheet`) and credits; credits.json comes last."""
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-        old.unlink()
-    for k, image in enumerate(images):
-        (out / f"{k:05d}.png").write_bytes(encode_png(image))
-    (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
-    (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-
-
-def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:
-    """Return a near-square grid of images, uint8 [n, channel, height, width], with the credits that a report holds."""
-    shares = torch.tensor([[row["credits"][source] for row in report["images"]] for source in report["sources"]])
-    return annotated(enlarged(images), shares, report["sources"], math.ceil(math.sqrt(len(images))))
-
-
-def enlarged(images: Tensor) -> Tensor:
-    """Repeat the pixels of images [..., height, width] narrower than 64 until they are nearly that wide."""
-    scale = max(1, 64 // images.shape[-1])
-    return images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-
-
-def grid(images: Tensor, gap: int = 2) -> Tensor:
-    """Lay images, uint8 [n, channel, height, width], out in a near-square grid on white; small ones are enlarged."""
-    images = enlarged(images)
-    n, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
-    for k, image in enumerate(images):
-        top, left = gap + (k // columns) * (height + gap), gap + (k % columns) * (width + gap)
-        canvas[:, top : top + height, left : left + width] = image
-    return canvas
-
-
-def framed(cells: Tensor, gap: int = 2) -> Tensor:
-    """Lay images, uint8 [row, column, channel, height, width], out in a table on white, `gap` pixels apart."""
-    padded = torch.nn.functional.pad(cells, (gap, 0, gap, 0), value=255)
-    rows, columns, channels, height, width = padded.shape
-    whole = padded.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
-    return torch.nn.functional.pad(whole, (0, gap, 0, gap), value=255)

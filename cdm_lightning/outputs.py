@@ -1,14 +1,20 @@
-"""What commands wrote outside a store, and of which sources: so that forgetting a source can list it."""
+"""What commands write outside a store, and of which sources: so that forgetting a source can list it."""
 
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cdm_lightning.errors import UNWRITABLE
+from cdm_lightning.errors import UNWRITABLE, BadInput
 from cdm_lightning.ledger import append_line, locked, whole_lines
 
 OUTPUTS = "outputs.jsonl"
+
+
+def check_folder(out: Path) -> None:
+    """Raise BadInput if there is a file where a command shall make its folder."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file; name a folder")
 
 
 def note_output(runs: Path, output: Path, sources: Iterable[str]) -> None:

@@ -12,25 +12,16 @@ from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser, draw_source
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
-from cdm_lightning.generation import (
-    Batch,
-    Settings,
-    batched,
-    by_source,
-    check_folder,
-    enlarged,
-    finite_or_text,
-    framed,
-    image_rows,
-    write_pictures,
-)
+from cdm_lightning.generation import Batch, Settings, batched, finite_or_text
 from cdm_lightning.given_images import MASKS, read_images, read_mask
+from cdm_lightning.image_folder import by_source, image_rows, write_pictures
 from cdm_lightning.images import from_uint8, to_uint8
-from cdm_lightning.outputs import note_output
+from cdm_lightning.outputs import check_folder, note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
 from cdm_lightning.seeding import generator, normal, uniform
+from cdm_lightning.sheets import enlarged, framed
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "trainer_checks",
         "shards_command",
         "validate_command",
+        "sample_command",
         "evaluate_command",
         "report_command",
         "audit_command",
@@ -41,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("module",),
     (
         "generation",
+        "image_folder",
         "attribution",
         "coalitions",
         "credit_methods",
@@ -131,6 +133,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "images",
+        "sheets",
         "seeding",
         "shapley",
         "source_colours",

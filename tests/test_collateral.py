@@ -16,9 +16,10 @@ from cdm_lightning.cli import main
 from cdm_lightning.collaboration import export_backbone
 from cdm_lightning.collateral import collateral, grey_difference
 from cdm_lightning.composition import draw_source
-from cdm_lightning.generation import Settings, framed
+from cdm_lightning.generation import Settings
 from cdm_lightning.outputs import outputs_of
 from cdm_lightning.seeding import image_generators, uniform
+from cdm_lightning.sheets import framed
 from cdm_lightning.store import Store
 from tests.conftest import Fit
 from tests.test_forget import forget

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from cdm_lightning.cli import main
-from cdm_lightning.generation import Settings, grid, sample_batch
+from cdm_lightning.generation import Settings, sample_batch
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.sampling import karras_sigmas, sample
 from cdm_lightning.seeding import image_generators, normal
+from cdm_lightning.sheets import grid
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 

@@ -1,0 +1,54 @@
+"""A folder of images with their credits, as `sample` and `restore` leave it: pictures, a grid, credits.json."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdm_lightning.attribution import credits_of
+from cdm_lightning.composition import ComposedDenoiser
+from cdm_lightning.credit_bars import annotated
+from cdm_lightning.generation import Batch
+from cdm_lightning.images import encode_png
+from cdm_lightning.sheets import enlarged, grid
+
+
+def image_rows(
+    composed: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what credits.json says of each image."""
+    credit = credits_of(composed, batch.images.clamp(-1, 1), floor, seed)
+    for row, k in enumerate(indices):
+        course = [[sigma, by_source(composed.sources, weights[:, row])] for sigma, weights in batch.trajectory]
+        yield {
+            "file": f"{k:05d}.png",
+            "credits": by_source(composed.sources, credit[:, row]),
+            "drawn": None if batch.drawn is None else batch.drawn[row],
+            "trajectory": course,
+        }
+
+
+def by_source(sources: Sequence[str], weights: Tensor) -> dict[str, float]:
+    """Return weights [source] by name, to six decimals."""
+    return {source: round(float(weight), 6) for source, weight in zip(sources, weights, strict=True)}
+
+
+def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Tensor | None = None) -> None:
+    """Write images, uint8 [n, channel, height, width], grid (or `sheet`) and credits; credits.json comes last."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
+    for k, image in enumerate(images):
+        (out / f"{k:05d}.png").write_bytes(encode_png(image))
+    (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
+    (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:
+    """Return a near-square grid of images, uint8 [n, channel, height, width], with the credits that a report holds."""
+    shares = torch.tensor([[row["credits"][source] for row in report["images"]] for source in report["sources"]])
+    return annotated(enlarged(images), shares, report["sources"], math.ceil(math.sqrt(len(images))))
