@@ -87,7 +87,7 @@ def in_short(findings: Findings, audit: Mapping[str, Any] | None) -> list[tuple[
     if credited is not None:
         lines.append((_informative(credited), "good" if credited.credits.informative else "bad"))
     for row in [] if audit is None else audit["rows"]:
-        lines += [(f"{row['name']}: {text}", kind) for text, kind in verdicts(row["verdict"])]
+        lines += [(f"Audit of {row['name']}: {text}", kind) for text, kind in verdicts(row["verdict"])]
     if findings.history:
         last = findings.history[-1]
         lines.append((f"Last change: {last.source} {EVENTS.get(last.event, last.event)}, {last.date[:10]}.", ""))
