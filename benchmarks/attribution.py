@@ -3,13 +3,17 @@
     python -m benchmarks.attribution --store stores/ours --root shards/classes --label classes
 
 Linear datamodeling score over all coalitions but nobody, and rank correlation with the truth's own Shapley values; see
-`benchmarks.coalition_truth`. attribution.json holds an entry per label.
+`benchmarks.coalition_truth`. `worth` is the rank correlation, over the same coalitions, of what they are worth with
+what the method says of them as a whole: its game, or the log density that its posterior credits imply. `ceilings` are
+the scores of credits that know the truth: its own Shapley values, the least squares fit of its worth by sums, and the
+best sums that a search found. attribution.json holds an entry per label.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.coalition_truth import DRAWS, LEVELS, LOWEST, Truth
-from benchmarks.datamodeling import lds, mean_with_interval, rank_correlation
+from benchmarks.datamodeling import (
+    additive_fit,
+    best_additive,
+    lds,
+    mean_with_interval,
+    posterior_worth,
+    rank_correlation,
+)
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.credit_methods import CreditSettings, credit
+from cdm_lightning.credit_methods import OF_COALITIONS, CreditSettings, credit, game_of
 from cdm_lightning.images import from_uint8
 from cdm_lightning.near_copies import nearest_distances
 from cdm_lightning.packing import open_compartments
-from cdm_lightning.shapley import coalitions, shapley_values
+from cdm_lightning.shapley import coalitions, leave_one_out, shapley_values
 from cdm_lightning.store import Store
 from datamodules import ShardDataModule
 
@@ -38,32 +49,80 @@ METHODS = {
     "loo by network": CreditSettings("loo", "network", draws=8),
     "shapley by network": CreditSettings("shapley", "network", draws=8),
 }
+TRUTHS = ("monoliths", "ratio")
 NAME = "attribution.json"
 
 
-def credits_and_cost(sources: Compartments, x_0: Tensor, settings: CreditSettings) -> tuple[Tensor, dict[str, float]]:
-    """Return values [source, image], and what they cost per image."""
-    before, start = sources.evaluations, time.perf_counter()
-    value = credit(sources, x_0, settings).value
-    seconds = (time.perf_counter() - start) / len(x_0)
-    return value, {"evaluations": (sources.evaluations - before) / len(x_0), "seconds": seconds}
+@dataclass(frozen=True)
+class Said:
+    """What a method says of images.
+
+    Attributes:
+        value: credits [source, image].
+        worth: of all coalitions but nobody [coalition, image], up to a constant of the image; None if it says nothing.
+        cost: network evaluations and seconds per image.
+    """
+
+    value: Tensor
+    worth: Tensor | None
+    cost: dict[str, float]
+
+    @classmethod
+    def of(cls, sources: Compartments, x_0: Tensor, settings: CreditSettings) -> "Said":
+        """Ask a method."""
+        before, start, members = sources.evaluations, time.perf_counter(), coalitions(len(sources))
+        if settings.method in OF_COALITIONS:
+            game = game_of(sources, x_0, settings)
+            rule = leave_one_out if settings.method == "loo" else shapley_values
+            value = rule(game, len(sources)).mean(1)
+        else:
+            value = credit(sources, x_0, settings).value
+        seconds = (time.perf_counter() - start) / len(x_0)
+        cost = {"evaluations": (sources.evaluations - before) / len(x_0), "seconds": seconds}
+        if settings.method in OF_COALITIONS:
+            return cls(value, game(members)[1:].mean(1), cost)
+        return cls(value, posterior_worth(value, torch.tensor(list(sources.prior().values())), members[1:]), cost)
+
+    @classmethod
+    def free(cls, value: Tensor) -> "Said":
+        """Return credits that no method gave."""
+        return cls(value, None, {"evaluations": 0.0, "seconds": 0.0})
 
 
-def scores(worth: Tensor, value: Tensor, seed: int) -> dict[str, list[float]]:
-    """Return the scores of credits [source, image] against the worth of all coalitions [coalition, image]."""
-    members = coalitions(len(value))
-
-    def game(asked: Tensor) -> Tensor:
-        return worth[(asked.long() * 2 ** torch.arange(len(value))).sum(1)]
-
-    return {
-        "lds": mean_with_interval(lds(worth[1:], members[1:], value), seed),
-        "spearman": mean_with_interval(rank_correlation(shapley_values(game, len(value)), value), seed),
+def scores(worth: Tensor, said: Said, seed: int) -> dict[str, list[float]]:
+    """Return the scores of what a method says against the worth of all coalitions [coalition, image]."""
+    members, own = coalitions(len(said.value)), shapley_of(worth)
+    found = {
+        "lds": mean_with_interval(lds(worth[1:], members[1:], said.value), seed),
+        "spearman": mean_with_interval(rank_correlation(own, said.value), seed),
     }
+    if said.worth is not None:
+        found["worth"] = mean_with_interval(rank_correlation(worth[1:], said.worth), seed)
+    return found
 
 
-def measure(truth: Truth, public: Tensor, head_images: int) -> dict[str, Any]:
-    """Return the scores of every method against both truths."""
+def shapley_of(worth: Tensor) -> Tensor:
+    """Return the Shapley values [source, image] of the worth of all coalitions [coalition, image]."""
+    players = len(worth).bit_length() - 1
+    return shapley_values(lambda asked: worth[(asked.long() * 2 ** torch.arange(players)).sum(1)], players)
+
+
+def ceilings(worth: Tensor, seed: int) -> dict[str, dict[str, list[float]]]:
+    """Return the scores of credits that know the worth of all coalitions [coalition, image]."""
+    known = shapley_of(worth)
+    members = coalitions(len(known))[1:]
+    knowing = {
+        "truth's own shapley": known,
+        "additive fit": additive_fit(worth[1:], members),
+        "best additive found": best_additive(worth[1:], members, seed),
+    }
+    return {name: scores(worth, Said.free(value), seed) for name, value in knowing.items()}
+
+
+def measure(
+    truth: Truth, public: Tensor, head_images: int, truths: Sequence[str], methods: Sequence[str]
+) -> dict[str, Any]:
+    """Return the scores of the methods against the truths."""
     sources, members = truth.sources(), coalitions(len(truth.train))
     worth: dict[str, Tensor] = {}
     makers: dict[str, Callable[[], Tensor]] = {
@@ -71,27 +130,29 @@ def measure(truth: Truth, public: Tensor, head_images: int) -> dict[str, Any]:
         "ratio": lambda: truth.composed_by_ratio(sources, public, head_images)(members).mean(1),
     }
     seconds = {}
-    for name, make in makers.items():
+    for name in truths:
         start = time.perf_counter()
-        worth[name] = make().double()
+        worth[name] = makers[name]().double()
         seconds[name] = time.perf_counter() - start
         print(name, f"{seconds[name]:.0f} s", flush=True)
     rows: dict[str, Any] = {}
     grey = ((truth.x_0 + 1) * 127.5).round()
     pixels = torch.stack([-nearest_distances(grey, (x + 1) * 127.5) for x in truth.train.values()])
-    values = {"nearest image": (pixels, {"evaluations": 0.0, "seconds": 0.0})}
-    values["equal"] = (torch.ones_like(pixels), {"evaluations": 0.0, "seconds": 0.0})
-    for name, settings in METHODS.items():
-        values[name] = credits_and_cost(sources, truth.x_0, settings)
-    for name, (value, cost) in values.items():
-        rows[name] = {true: scores(known, value, truth.seed) for true, known in worth.items()} | {"cost": cost}
-        print(name, *(f"{true} {rows[name][true]['lds'][0]:.3f}" for true in worth), flush=True)
-    agree = mean_with_interval(rank_correlation(worth["monoliths"][1:], worth["ratio"][1:]), truth.seed)
-    return {"methods": rows, "truths_agree": agree, "seconds_of_truths": seconds}
+    said = {"nearest image": Said.free(pixels), "equal": Said.free(torch.ones_like(pixels))}
+    said |= {name: Said.of(sources, truth.x_0, METHODS[name]) for name in methods}
+    for name, own in said.items():
+        rows[name] = {true: scores(known, own, truth.seed) for true, known in worth.items()} | {"cost": own.cost}
+        print(name, *(f"{true} {rows[name][true]}" for true in worth), flush=True)
+    found: dict[str, Any] = {"methods": rows, "seconds_of_truths": seconds}
+    found["ceilings"] = {true: ceilings(known, truth.seed) for true, known in worth.items()}
+    if len(worth) > 1:
+        one, other = (known[1:] for known in worth.values())
+        found["truths_agree"] = mean_with_interval(rank_correlation(one, other), truth.seed)
+    return found
 
 
-def main() -> None:
-    """Measure one store's sources and write the entry of its label."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("store", "root", "label"):
         parser.add_argument(f"--{name}", required=True)
@@ -99,7 +160,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12, help="held-out images of each source")
     parser.add_argument("--train", type=int, default=1000, help="training images of each source")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser.add_argument("--truths", nargs="+", choices=TRUTHS, default=TRUTHS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Measure one store's sources and write the entry of its label."""
+    options = arguments()
     store = Store.open(Path(options.store))
     channels, size, _ = store.info.image_shape
     data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
@@ -109,7 +177,11 @@ def main() -> None:
     opened = open_compartments(store, store.sources()[:1], sigma_switch=None, device="cpu")
     with torch.inference_mode():
         found = measure(
-            Truth(opened, train, x_0, options.seed), from_uint8(data.images("public", "train")[1]), options.train
+            Truth(opened, train, x_0, options.seed),
+            from_uint8(data.images("public", "train")[1]),
+            options.train,
+            options.truths,
+            options.methods,
         )
     file = RESULTS / NAME
     result = json.loads(file.read_text()) if file.exists() else {}
@@ -117,7 +189,7 @@ def main() -> None:
         "sources": names,
         "images_per_source": options.images,
         "training_images_per_source": options.train,
-        "draws": {name: settings.draws for name, settings in METHODS.items()},
+        "draws": {name: METHODS[name].draws for name in options.methods},
         "truth": {"lowest_sigma": LOWEST, "levels": LEVELS, "draws_per_level": DRAWS},
         "floor": opened.public.calibration.floor,
         "backbone_sha256": store.info.backbone_sha256,

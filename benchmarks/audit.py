@@ -4,7 +4,8 @@
         --union out/quality/shards/union --out out/audit --name audit
 
 Fits closed forms of n images of every source on a copy of the backbone, and one of all of these images as a single
-source; then `audit`, with the guided network and without. The result is written after every n.
+source; then `audit`, with the guided network and without. The result is written after every n; sizes that NAME.json
+holds already stay in it.
 """
 
 import argparse
@@ -108,14 +109,15 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write NAME.json and NAME_N.png into benchmarks/results, and print the table."""
     options = arguments()
-    by_size: dict[str, dict[str, Any]] = {}
+    file = RESULTS / f"{options.name}.json"
+    by_size: dict[str, dict[str, Any]] = json.loads(file.read_text())["by_size"] if file.exists() else {}
     for n in options.sizes:
         by_size[str(n)] = report = measured(options, n)
         for place in ("store", "root", "exclude"):
             del report[place]
         shutil.copy(Path(options.out) / PICTURE, RESULTS / f"{options.name}_{n}.png")
         result = {"by_size": by_size, "versions": versions()}
-        (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+        file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(by_size))
 
 

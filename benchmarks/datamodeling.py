@@ -7,6 +7,8 @@ from torch import Tensor
 from cdm_lightning.seeding import generator
 
 RESAMPLED = 2000
+TRIES = 2000
+SMALLEST = 1e-300
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -28,6 +30,49 @@ def lds(worth: Tensor, members: Tensor, credit: Tensor) -> Tensor:
         credit: [source, image].
     """
     return rank_correlation(worth, members.double() @ credit.double())
+
+
+def additive_fit(worth: Tensor, members: Tensor) -> Tensor:
+    """Return the credits [source, image] whose sums, but for a constant, come nearest to the worth in least squares.
+
+    Args:
+        worth: [coalition, image].
+        members: bool [coalition, source].
+    """
+    design = torch.cat([members, torch.ones_like(members[:, :1])], 1).double()
+    solution: Tensor = torch.linalg.lstsq(design, worth.double()).solution
+    return solution[:-1]
+
+
+def best_additive(worth: Tensor, members: Tensor, seed: int) -> Tensor:
+    """Return credits [source, image] of the largest linear datamodeling score that a search finds for each image.
+
+    It starts from the least squares fit of the ranks and keeps what is better of random steps of many sizes: so the
+    score is at most a little below the largest that sums of credits can have.
+    """
+    ranks = torch.from_numpy(rankdata(worth.double().numpy(), axis=0))
+    best, own = additive_fit(ranks, members), generator(seed, "best additive")
+    score = lds(worth, members, best)
+    for _ in range(TRIES):
+        size = best.abs().mean(0) * 10 ** (-2 * torch.rand(best.shape[1], generator=own, dtype=best.dtype))
+        other = best + size * torch.randn(best.shape, generator=own, dtype=best.dtype)
+        tried = lds(worth, members, other)
+        best, score = torch.where(tried > score, other, best), torch.maximum(tried, score)
+    return best
+
+
+def posterior_worth(share: Tensor, prior: Tensor, members: Tensor) -> Tensor:
+    """Return what posterior credits say of the worth of coalitions [coalition, image], but for a constant of the image.
+
+    With w_i = lambda_i p_i / p, the density of a coalition is p_S = p sum_{i in S} w_i / sum_{i in S} lambda_i.
+
+    Args:
+        share: the credits w_i [source, image].
+        prior: lambda_i [source].
+        members: bool [coalition, source], of at least one member each.
+    """
+    inside, weight = members.double() @ share.double(), members.double() @ prior.double()
+    return inside.clamp_min(SMALLEST).log() - weight.log()[:, None]
 
 
 def mean_with_interval(scores: Tensor, seed: int) -> list[float]:

@@ -1,8 +1,10 @@
 """Figures for TensorBoard: labelled rows of images, matrices, and curves over sigma; one colour per source."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,16 +21,21 @@ def image_rows(rows: dict[str, Tensor], title: str, sources: Sequence[str]) -> F
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
         framed = torch.nn.functional.pad(to_uint8(images), (0, 1), value=255)
-        strip = torch.cat(list(framed), dim=-1)[..., :-1].permute(1, 2, 0).cpu().numpy()
-        axis.imshow(strip if strip.shape[2] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=255)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        paint(axis, torch.cat(list(framed), dim=-1)[..., :-1])
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         if name in colour:
             axis.spines["left"].set(color=colour[name], linewidth=6)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def paint(axis: Axes, image: Tensor) -> None:
+    """Show an image, uint8 [channel, height, width], without ticks."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    axis.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+    axis.set_xticks([])
+    axis.set_yticks([])
 
 
 def path_rows(paths: Tensor, sigmas: Sequence[float], sigma_switch: float) -> Figure:
@@ -73,6 +80,42 @@ def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sig
     axis.set_ylabel("mean weight")
     axis.set_title("weights of the sources along the sampling path", fontsize=10)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+def courses(
+    images: Tensor, sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float
+) -> Figure:
+    """Draw each image in [-1, 1] above its own weights [image, source, level] on the way from noise to it, stacked."""
+    columns = min(len(images), 5)
+    lines = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.5 * columns, 1.9 * lines), dpi=120, layout="constrained")
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    for axis in axes.flat[:]:
+        axis.set_axis_off()
+    for k, (image, weight) in enumerate(zip(to_uint8(images), weights.cpu().numpy(), strict=True)):
+        above, below = (axes[2 * (k // columns) + place, k % columns] for place in (0, 1))
+        paint(above, image)
+        below.set_axis_on()
+        below.stackplot(sigmas, weight, colors=colours(sources))
+        below.axvline(sigma_switch, color="red", linewidth=1.2)
+        below.set(xscale="log", xlim=(max(sigmas), min(sigmas)), ylim=(0, 1), yticks=[])
+        below.tick_params(labelsize=6)
+    return figure
+
+
+def reliability(confidence: Sequence[float], accuracy: Sequence[float], images: Sequence[int]) -> Figure:
+    """Draw how often the largest credit names the true source, by its size; a point's area is its number of images."""
+    figure = Figure(figsize=(4.4, 4.0), dpi=120)
+    axis = figure.subplots()
+    axis.plot((0, 1), (0, 1), color="0.6", linewidth=1, label="as often as it says")
+    axis.scatter(confidence, accuracy, s=[30 + 600 * n / sum(images) for n in images], alpha=0.5)
+    for x, y, n in zip(confidence, accuracy, images, strict=True):
+        axis.annotate(f"{n:,}", (x, y), ha="center", va="center", fontsize=7)
+    axis.set(xlabel="largest credit", ylabel="share that is right", xlim=(0, 1.05), ylim=(-0.05, 1.08))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     return figure
 

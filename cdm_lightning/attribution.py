@@ -76,16 +76,42 @@ def mean_credit(weights: Sequence[Tensor]) -> float:
 
 def calibration_error(weights: Sequence[Tensor]) -> float:
     """Return the expected calibration error of the largest weight, over 15 equal bins (Guo et al. 2017)."""
-    confidence = torch.cat([weight.amax(0) for weight in weights]).double()
-    right = torch.cat([weight.argmax(0) == true for true, weight in enumerate(weights)]).double()
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins.cpu(), (right - confidence).cpu())
+    confidence, right = largest_weights(weights)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins_of(confidence).cpu(), (right - confidence).cpu())
     return float(gaps.abs().sum() / len(confidence))
 
 
 def is_informative(loss: float, sources: int) -> bool:
     """Return whether a held-out cross-entropy is below that of knowing nothing, ln N."""
     return loss < math.log(sources)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose largest weights are alike: their number, the mean of these weights, and how often they are right."""
+
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(weights: Sequence[Tensor]) -> list[Bin]:
+    """Return the bins that `calibration_error` is of, without those that are empty, least weight first."""
+    confidence, right = largest_weights(weights)
+    place = bins_of(confidence)
+    found = [(confidence[place == k], right[place == k]) for k in place.unique().tolist()]
+    return [Bin(len(sure), float(sure.mean()), float(true.mean())) for sure, true in found]
+
+
+def largest_weights(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the largest weight of every image [image], and 1 where it is the true source's, else 0 [image]."""
+    confidence = torch.cat([weight.amax(0) for weight in weights]).double()
+    return confidence, torch.cat([weight.argmax(0) == true for true, weight in enumerate(weights)]).double()
+
+
+def bins_of(confidence: Tensor) -> Tensor:
+    """Return the bin of each confidence in [0, 1]."""
+    return (confidence * BINS).long().clamp(max=BINS - 1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,8 @@ class Judgement:
         mean_credit: weight of the true source, on average.
         cross_entropy: of the true source, in nats.
         calibration_error: of the largest weight.
+        bins: what the calibration error is made of.
+        images: of each true source.
         informative: whether the weights say more than knowing nothing would.
     """
 
@@ -108,6 +136,8 @@ class Judgement:
     mean_credit: float
     cross_entropy: float
     calibration_error: float
+    bins: list[Bin]
+    images: list[int]
     informative: bool
 
     def scalars(self) -> dict[str, float]:
@@ -126,6 +156,8 @@ def judge(weights: Sequence[Tensor]) -> Judgement:
         mean_credit(weights),
         loss,
         calibration_error(weights),
+        reliability(weights),
+        [weight.shape[1] for weight in weights],
         is_informative(loss, len(weights)),
     )
 

@@ -160,7 +160,8 @@ def run_attribute(arguments: list[str]) -> None:
     print(said(report))
     _write_report(config.json, report)
     if refused := report["refused"]:
-        raise BadInput(f"{len(refused)} of the images could not be used: {'; '.join(refused.values())}")
+        reasons = "".join(f"\n  {reason}" for reason in refused.values())
+        raise BadInput(f"{len(refused)} of the images could not be used:{reasons}")
 
 
 def run_validate(arguments: list[str]) -> None:

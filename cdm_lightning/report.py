@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cdm_lightning import ledger
 from cdm_lightning.attribution import HeldOutCredits, credits_of, heldout_credits
+from cdm_lightning.card import Card
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, batched, sample_batch
@@ -43,12 +44,16 @@ class Sampled:
             noise.
         sigmas: noise level at the start of every step.
         weights: mean weight of every source there [source, step].
+        courses: the weights of the images in the first row [image, source, step].
+        n: images that weights and shares are of.
         shares: by source.
     """
 
     rows: Mapping[str, Tensor]
     sigmas: Sequence[float]
     weights: Tensor
+    courses: Tensor
+    n: int
     shares: Mapping[str, Share]
 
 
@@ -57,7 +62,7 @@ class Findings:
     """All that a page says.
 
     Attributes:
-        cards: see `store_commands.details_data`, by source.
+        cards: see `cards_of`, by source.
         faults: what is wrong with the store's files; None where they were not all to be opened.
         history: entries of the ledger, oldest first, of the sources that may be named.
         chain: what is wrong with the ledger's chain, None if it holds.
@@ -74,8 +79,12 @@ class Findings:
 
 
 def cards_of(store: Store, sources: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what is known of each source's compartment, by source."""
-    return {source: details_data(store, source) for source in sources}
+    """Return what is known of each source's compartment, by source: `details_data`, and what its privacy is."""
+    return {source: details_data(store, source) | _privacy(store.read_card(source)) for source in sources}
+
+
+def _privacy(card: Card) -> dict[str, float | None]:
+    return {"epsilon": card.epsilon, "delta": card.delta}
 
 
 def sampled(compartments: Compartments, settings: Settings) -> Sampled:
@@ -95,7 +104,8 @@ def sampled(compartments: Compartments, settings: Settings) -> Sampled:
         for source in composed.sources
     }
     shares = shares_of(composed, compartments, torch.cat(credits, dim=1))
-    return Sampled(rows, sigmas, torch.cat(courses, dim=2).mean(2).T, shares)
+    course = torch.cat(courses, dim=2).permute(2, 1, 0)
+    return Sampled(rows, sigmas, course.mean(0), course[: len(few)], settings.n, shares)
 
 
 def shares_of(composed: ComposedDenoiser, compartments: Compartments, credits: Tensor) -> dict[str, Share]:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.figures import curves, image_rows, matrix, shares
+from callbacks.figures import courses, curves, image_rows, matrix, reliability, shares
 from cdm_lightning import ledger
 from cdm_lightning.attribution import SIGMAS
 from cdm_lightning.compartments import Compartments
@@ -19,6 +19,7 @@ from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.fit_record import FitRecord, fit_record
 from cdm_lightning.generation import Settings
 from cdm_lightning.json_option import check_place
+from cdm_lightning.measurement import COMPOSED
 from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
@@ -153,6 +154,7 @@ def pictures_of(found: Findings, compartments: Compartments) -> dict[str, str]:
     made, sources, switch = found.sampled, list(compartments), compartments.sigma_switch
     figures = {
         "samples": image_rows(dict(made.rows), "", sources),
+        "courses": courses(made.rows[COMPOSED], made.sigmas, made.courses, sources, switch),
         "path": shares(made.sigmas, made.weights, sources, switch),
     }
     if found.credited is not None:
@@ -163,8 +165,12 @@ def pictures_of(found: Findings, compartments: Compartments) -> dict[str, str]:
             "calibration error": [level.calibration_error for level in by_sigma],
             "knowing nothing": [1 / len(sources)] * len(by_sigma),
         }
+        bins = found.credited.credits.bins
         figures |= {
             "matrix": matrix(found.credited.credits.matrix, sources, ""),
+            "reliability": reliability(
+                [one.confidence for one in bins], [one.accuracy for one in bins], [one.images for one in bins]
+            ),
             "by_sigma": curves(SIGMAS, lines, "", "share"),
         }
     return {name: data_uri(figure) for name, figure in figures.items()}

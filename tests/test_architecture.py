@@ -49,6 +49,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "attribution_report",
         "report",
         "report_page",
+        "report_audit",
+        "page_elements",
         "credit_bars",
         "evaluation",
         "extractors",

@@ -16,6 +16,7 @@ from cdm_lightning.attribution import (
     cross_entropy,
     is_informative,
     mean_credit,
+    reliability,
     weights_at,
 )
 from cdm_lightning.composition import ComposedDenoiser
@@ -127,6 +128,15 @@ def test_calibration_error_by_hand() -> None:
     """Of 15 bins: 0.9 right; 0.6 wrong; 0.7 wrong and 0.7 right share a bin; 0.8 right."""
     expected = (abs(1 - 0.9) + abs(0 - 0.6) + abs((0 - 0.7) + (1 - 0.7)) + abs(1 - 0.8)) / 5
     assert calibration_error(HAND) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bins_by_hand_are_what_the_calibration_error_is_of() -> None:
+    bins = reliability(HAND)
+    assert [one.images for one in bins] == [1, 2, 1, 1]
+    assert [one.confidence for one in bins] == pytest.approx([0.6, 0.7, 0.8, 0.9], abs=1e-6)
+    assert [one.accuracy for one in bins] == [0, 0.5, 1, 1]
+    gaps = sum(one.images * abs(one.accuracy - one.confidence) for one in bins)
+    assert calibration_error(HAND) == pytest.approx(gaps / 5)
 
 
 def test_weights_that_are_true_probabilities_are_calibrated() -> None:

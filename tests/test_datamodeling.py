@@ -1,11 +1,27 @@
-"""Datamodeling scores. Oracles: additive worth, Spearman's own definition by SciPy, constants."""
+"""Datamodeling scores. Oracles: additive worth, Spearman's own definition by SciPy, constants, the exact game."""
 
 import pytest
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
-from benchmarks.datamodeling import lds, mean_with_interval, rank_correlation
-from cdm_lightning.shapley import coalitions
+from benchmarks.attribution import Said, ceilings, scores, shapley_of
+from benchmarks.datamodeling import (
+    additive_fit,
+    best_additive,
+    lds,
+    mean_with_interval,
+    posterior_worth,
+    rank_correlation,
+)
+from cdm_lightning.coalitions import DensityGame
+from cdm_lightning.shapley import coalitions, shapley_values
+
+MEMBERS = coalitions(5)[1:]
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 def test_rank_correlation_is_spearmans_with_ties() -> None:
@@ -29,3 +45,40 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors() -> None:
     mean, low, high = mean_with_interval(values, 0)
     assert mean == pytest.approx(float(values.mean()))
     assert high - low == pytest.approx(2 * 1.96 * float(values.std()) / 20, rel=0.1)
+
+
+def test_the_additive_fit_of_an_additive_worth_is_its_credits() -> None:
+    credit = numbers(5, 4)
+    assert torch.allclose(additive_fit(7 + MEMBERS.double() @ credit, MEMBERS), credit)
+
+
+def test_no_credits_score_more_than_the_best_that_are_found() -> None:
+    """Limit: a soft maximum is the logarithm of a sum, so there are credits whose sums have its ranks exactly."""
+    worth = (MEMBERS.double() @ (3 * numbers(5, 4)).exp()).log()
+    assert float(lds(worth, MEMBERS, best_additive(worth, MEMBERS, 0)).min()) > 0.995
+    diluted = worth - MEMBERS.sum(1, keepdim=True).double().log()
+    best = lds(diluted, MEMBERS, best_additive(diluted, MEMBERS, 0))
+    tried = [lds(diluted, MEMBERS, other) for other in numbers(200, 5, 4)]
+    assert bool((best >= torch.stack(tried).amax(0)).all())
+    assert bool((best >= lds(diluted, MEMBERS, additive_fit(diluted, MEMBERS))).all())
+
+
+def test_posterior_credits_say_the_log_density_of_every_coalition() -> None:
+    density, prior = 2 * numbers(6, 3), torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+    worth = DensityGame(density, prior.log())(MEMBERS)
+    share = (density[:-1] + prior.log()[:, None]).softmax(0)
+    difference = worth - posterior_worth(share, prior, MEMBERS)
+    assert torch.allclose(difference, difference[:1].expand_as(difference))
+
+
+def test_who_says_the_worth_itself_has_the_score_one() -> None:
+    worth, said = numbers(32, 4), Said(numbers(5, 4), 3 + 2 * numbers(32, 4)[1:], {})
+    assert scores(worth, said, 0)["worth"] == pytest.approx([1.0] * 3)
+
+
+def test_credits_that_know_an_additive_worth_have_the_score_one() -> None:
+    worth = coalitions(5).double() @ numbers(5, 4)
+    assert torch.allclose(shapley_of(worth), shapley_values(lambda members: members.double() @ numbers(5, 4), 5))
+    found = ceilings(worth, 0)
+    assert all(one["lds"] == pytest.approx([1.0] * 3) for one in found.values())
+    assert found["truth's own shapley"]["spearman"] == pytest.approx([1.0] * 3)

@@ -17,6 +17,12 @@ from tests.conftest import Fit
 SHORT = ("--n", "6", "--steps", "4")
 
 
+def percent(text: str) -> float:
+    """Return the share that a page gives in percent."""
+    assert text.endswith("%")
+    return float(text[:-1]) / 100
+
+
 class Page(HTMLParser):
     """What a page holds: its tables as rows of cells, its text, and what it refers to."""
 
@@ -26,12 +32,14 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.tags: set[str] = set()
         self.references: list[str] = []
+        self.anchors: set[str] = set()
         self._in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.references += [value or "" for name, value in attributes if name in ("src", "href")]
+        self.anchors |= {value or "" for name, value in attributes if name == "id"}
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -68,20 +76,25 @@ def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_the_page_holds_all_that_it_shows(whole: tuple[Path, Page]) -> None:
     page = whole[1]
-    assert len(page.references) == 4
-    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    pictures = [reference for reference in page.references if not reference.startswith("#")]
+    assert len(pictures) == 6
+    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} == page.anchors
     assert not page.tags & {"script", "link", "iframe", "object", "form"}
 
 
 def test_what_it_says_of_sources_is_what_the_store_says(whole: tuple[Path, Page]) -> None:
     store, page = Store.open(whole[0]), whole[1]
     listed = listing_data(store)
-    assert [row[:5] for row in page.tables[0][1:]] == [
+    assert [row[:5] for row in page.tables[0][1:-1]] == [
         [row["source"], str(row["n"]), row["compartment"], str(row["steps"]), f"{row['bytes']:,}"] for row in listed
     ]
-    assert [row[6] for row in page.tables[0][1:]] == [
+    assert [row[7] for row in page.tables[0][1:-1]] == [
         details_data(store, row["source"])["sha256"][:12] for row in listed
     ]
+    total = sum(row["n"] for row in listed)
+    assert page.tables[0][-1][:2] == ["all", f"{total:,}"]
+    assert f"{len(listed)} owners with {total:,} images." in page.text
     assert "Every file is as it was made" in page.text
 
 
@@ -92,11 +105,12 @@ def test_shares_are_those_of_the_samples(whole: tuple[Path, Page], tmp_path: Pat
     images = json.loads((tmp_path / "samples" / "credits.json").read_text())["images"]
     sources = Store.open(store).sources()
     prior = [Store.open(store).read_card(source).n for source in sources]
-    for row, source, n in zip(page.tables[1][1:], sources, prior, strict=True):
+    for row, source, n in zip(page.tables[1][1:-1], sources, prior, strict=True):
         assert row[0] == source
-        assert float(row[2]) == pytest.approx(sum(image["credits"][source] for image in images) / 6, abs=6e-4)
-        assert float(row[4]) == pytest.approx(n / sum(prior), abs=6e-4)
-    assert sum(float(row[2]) for row in page.tables[1][1:]) == pytest.approx(1, abs=2e-3)
+        assert percent(row[2]) == pytest.approx(sum(image["credits"][source] for image in images) / 6, abs=6e-4)
+        assert percent(row[4]) == pytest.approx(n / sum(prior), abs=6e-4)
+    assert sum(percent(row[2]) for row in page.tables[1][1:-1]) == pytest.approx(1, abs=2e-3)
+    assert page.tables[1][-1] == ["all", "", "100.0%", "", "100.0%", f"{sum(prior):,}"]
 
 
 def test_attribution_is_that_of_validate(whole: tuple[Path, Page], tmp_path: Path) -> None:
@@ -104,6 +118,9 @@ def test_attribution_is_that_of_validate(whole: tuple[Path, Page], tmp_path: Pat
     options = ("--sources", "all", "--extractor", "none", "--json", str(tmp_path / "found.json"))
     assert main(["validate", "--store", str(store), *options]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["attribution"]
+    for place, row in enumerate(page.tables[2][1:]):
+        assert float(row[4]) == pytest.approx(found["matrix"][place][place], abs=6e-4)
+        assert percent(row[2]) == pytest.approx(found["accuracy_by_source"][place], abs=6e-4)
     assert f"{found['accuracy']:.1%} are credited most to their own" in page.text
     assert f"{found['cross_entropy']:.3f} nats" in page.text
 
@@ -111,8 +128,8 @@ def test_attribution_is_that_of_validate(whole: tuple[Path, Page], tmp_path: Pat
 def test_the_history_is_the_ledger(whole: tuple[Path, Page]) -> None:
     store, page = whole
     entries = ledger.read(store / LEDGER)
-    assert [row[3] for row in page.tables[2][1:]] == [(entry.after or "")[:12] for entry in entries]
-    assert [row[2] for row in page.tables[2][2:]] == [entry.source for entry in entries[1:]]
+    assert [row[3] for row in page.tables[3][1:]] == [(entry.after or "")[:12] for entry in entries]
+    assert [row[2] for row in page.tables[3][2:]] == [entry.source for entry in entries[1:]]
     assert "chain of hashes holds" in page.text
 
 
@@ -131,7 +148,7 @@ def test_a_forgotten_source_is_history_alone_and_old_pages_are_listed(
     assert str(tmp_path / "before.html") in capsys.readouterr().out
     page = written(store, tmp_path / "after.html", "--sources", "all")
     assert "digit1" not in [row[0] for table in page.tables[:2] for row in table]
-    assert ["forgotten", "digit1"] in [row[1:3] for row in page.tables[2]]
+    assert ["forgotten", "digit1"] in [row[1:3] for row in page.tables[3]]
 
 
 def test_what_a_policy_does_not_grant_is_not_named(whole: tuple[Path, Page], tmp_path: Path) -> None:
@@ -150,8 +167,10 @@ def test_an_audit_is_shown_and_must_be_of_these_compartments(
     assert main(["audit", "--store", str(store), "--sources", "all", *few]) == 0
     page = written(store, tmp_path / "page.html", "--sources", "all", "--audit", str(audit))
     said = json.loads(audit.read_text())["rows"][0]["groups"]["composed"]["membership"]["auc"]["value"]
-    row = next(row for row in page.tables[3] if row[:2] == ["routed", "composed"])
-    assert row[page.tables[3][0].index("AUC")].startswith(f"{said:.2f} [")
+    routed = page.tables[4]
+    assert routed[1][0] == "composed"
+    assert routed[1][routed[0].index("AUC")].startswith(f"{said:.2f}")
+    assert len(page.tables) == 4 + len(json.loads(audit.read_text())["rows"])
     capsys.readouterr()
     where = ["report", "--store", str(store), "--out", str(tmp_path / "other.html"), *SHORT]
     assert main([*where, "--sources", "[digit0]", "--audit", str(audit)]) == 2
