@@ -70,6 +70,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "membership",
         "audit",
         "audit_table",
+        "canaries",
         "proportions",
         "yardstick",
         "contenders",
