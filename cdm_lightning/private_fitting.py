@@ -8,7 +8,6 @@ import logging
 
 from torch import Tensor
 
-from cdm_lightning.backbone import check_norms
 from cdm_lightning.card import Card
 from cdm_lightning.card_making import PrivateFit, private_card, sampling_rate
 from cdm_lightning.compartment import Compartment
@@ -24,19 +23,19 @@ from cdm_lightning.private_runs import keep_record, learned_data, mark_private
 from cdm_lightning.private_training import (
     RELEASED,
     check_memory,
+    check_prompt,
     keep_form,
     kept_form,
     steps_of,
     train_private,
     training_folder,
 )
-from cdm_lightning.prompts import Tokens
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.releases import note_release, released
 from cdm_lightning.secret_noise import SecretNoise, read_secret
 from cdm_lightning.store import Store
-from cdm_lightning.subsampled_gaussian import check_accountants, multiplier_for
+from cdm_lightning.subsampled_gaussian import multiplier_for
 from cdm_lightning.training import discard_checkpoint
 
 FEW_IMAGES = 20  # released ones
@@ -63,7 +62,7 @@ def check_privacy(recipe: Recipe, module: CompartmentalizedDiffusion, data: Sour
         return
     settings, said = module.hparams, f"source '{private[0]}' is private (privacy.epsilon {privacy.epsilon:g})"
     if settings["compartment"] != "none":
-        _check_prompt(recipe, module, data, said)
+        check_prompt(recipe, module, data, said)
     if settings["class_labels"]:
         raise BadInput(f"{said}, and its classes would be released without privacy: leave model.class_labels false")
     if data.public_is_filtered():
@@ -73,28 +72,6 @@ def check_privacy(recipe: Recipe, module: CompartmentalizedDiffusion, data: Sour
     for source in private:
         check_memory(source, sum(data.class_counts(source).values()), numbers)
     read_secret(privacy.secret_file)
-
-
-def _check_prompt(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, said: str) -> None:
-    """Check that a private prompt can be trained; `said` begins every sentence.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    kind = module.hparams["compartment"]
-    if kind != Tokens.kind:
-        raise BadInput(
-            f"{said}, and only tokens are trained with privacy so far: choose model.compartment tokens or none, not "
-            f"{kind}"
-        )
-    if data.public_mix:
-        raise BadInput(f"{said}, and its prompt is trained on its own images alone: leave data.public_mix 0")
-    if int(recipe.training.get("ranks") or 1) > 1:
-        raise BadInput(f"{said}, and its prompt is trained in one process: choose trainer.devices 1")
-    if recipe.max_steps < 1:
-        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
-    check_norms(module.backbone)
-    check_accountants()
 
 
 def check_private_store(privacy: Privacy, store: Store, sources: list[str]) -> None:

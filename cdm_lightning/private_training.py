@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from cdm_lightning.backbone import check_norms
 from cdm_lightning.card import Card
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.drafts import ReleasedDraft
@@ -22,10 +23,11 @@ from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.privacy import Shares
 from cdm_lightning.private_gradient import PrivateSteps
-from cdm_lightning.recipe import Recipe
+from cdm_lightning.prompts import Tokens
+from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.releases import Spent
 from cdm_lightning.store import Store
-from cdm_lightning.subsampled_gaussian import epsilon_after
+from cdm_lightning.subsampled_gaussian import check_accountants, epsilon_after
 from cdm_lightning.tensor_files import read_tensors, write_tensors
 from cdm_lightning.training import train
 
@@ -54,6 +56,28 @@ class PoissonBatches(IterableDataset[dict[str, Tensor]]):
     def loader(self) -> DataLoader[Any]:
         """Return these batches as Lightning wants them; nobody draws from the generator."""
         return DataLoader(self, batch_size=None, generator=torch.Generator())
+
+
+def check_prompt(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, said: str) -> None:
+    """Check that a private prompt can be trained; `said` begins every sentence.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    kind = module.hparams["compartment"]
+    if kind != Tokens.kind:
+        raise BadInput(
+            f"{said}, and only tokens are trained with privacy so far: choose model.compartment tokens or none, not "
+            f"{kind}"
+        )
+    if data.public_mix:
+        raise BadInput(f"{said}, and its prompt is trained on its own images alone: leave data.public_mix 0")
+    if int(recipe.training.get("ranks") or 1) > 1:
+        raise BadInput(f"{said}, and its prompt is trained in one process: choose trainer.devices 1")
+    if recipe.max_steps < 1:
+        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
+    check_norms(module.backbone)
+    check_accountants()
 
 
 def check_memory(source: str, images: int, numbers: int) -> None:
