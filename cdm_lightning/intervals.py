@@ -12,7 +12,7 @@ from torch import Tensor
 from cdm_lightning.seeding import generator
 
 REPEATS = 200
-BISECTIONS = 50
+BISECTIONS = 30
 NORMAL = 1.959964  # the 97.5 % quantile of a standard normal number
 
 
