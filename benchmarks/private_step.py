@@ -45,7 +45,7 @@ def module_of(images: Tensor, steps: PrivateSteps | None) -> CompartmentalizedDi
     untrained = Compartment(len(images), form, form)
     module.begin_source(Phase("source", "a", 1, 1), public, ReleasedDraft(form, len(images)), untrained, steps)
     module._trainer = SimpleNamespace(global_step=0, global_rank=0)  # type: ignore[assignment]
-    module.log = lambda *_, **__: None  # type: ignore[assignment, method-assign]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module
 
 

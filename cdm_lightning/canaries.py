@@ -92,7 +92,7 @@ def least_epsilon(with_it: Tensor, without: Tensor, delta: float) -> float:
     thresholds = [float(value) for value in ordered[places]]
     threshold, above = max(
         ((value, above) for value in thresholds for above in (True, False)),
-        key=lambda guess: _bound(chosen, chosen_others, *guess, delta),
+        key=lambda guess: _bound(chosen, chosen_others, guess[0], guess[1], delta),
     )
     return max(0.0, _bound(judged, judged_others, threshold, above, delta))
 

@@ -59,7 +59,7 @@ def multiplier_for(rate: float, steps: int, mu: float, slack: float) -> float:
     """
     if rate == 1:
         return max(LEAST, math.sqrt(steps) / mu)
-    low = high = max(LEAST, math.log1p(mu**2 / (rate**2 * steps)) ** -0.5)
+    low = high = max(LEAST, 1 / math.sqrt(math.log1p(mu**2 / (rate**2 * steps))))
     while not bounded(rate, high, steps, mu, slack):
         low, high = high, WIDER * high
     for _ in range(BISECTIONS if high > low else 0):
