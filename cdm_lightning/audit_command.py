@@ -6,21 +6,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from callbacks.closest_pairs import closest_pairs
 from cdm_lightning.audit import Audit, Found, Known
 from cdm_lightning.audit_images import AuditImages
+from cdm_lightning.canaries import LEAST_RELEASES, MOST_IMAGES, least_epsilon, scores
+from cdm_lightning.card import Card
 from cdm_lightning.comparison import environment
 from cdm_lightning.contenders import CLOSED_FORM, PUBLIC, Contender, Opened
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evaluate_command import listed
 from cdm_lightning.extractors import FeatureExtractor, open_extractor
 from cdm_lightning.fit_record import fit_record
+from cdm_lightning.gaussian_mechanism import epsilon_of
+from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.generation import Settings
+from cdm_lightning.images import from_uint8
 from cdm_lightning.line_up import note_outputs, opened_models, with_switch
 from cdm_lightning.membership import FALSE_POSITIVES, LEAST, SIGMAS
 from cdm_lightning.memorization import Images
 from cdm_lightning.outputs import check_folder
+from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.privacy import Privacy
+from cdm_lightning.private_gaussians import Frame
 from cdm_lightning.reference import source_reference
 from cdm_lightning.source_choice import add_source_options, check_against, chosen_sources
 from cdm_lightning.store import Store
@@ -72,6 +82,13 @@ def audit_parser() -> Parser:
         help=f"training images of a source, and held-out ones, whose denoising error is measured, at least {LEAST}",
     )
     parser.add_argument("--draws", type=int, default=4, help="noises of each image and level")
+    parser.add_argument(
+        "--canaries",
+        type=int,
+        default=0,
+        help="releases of each private source's closed form, every second one with a canary, that bound its epsilon "
+        "from below; 0 does without",
+    )
     parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
     parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
     return parser
@@ -85,6 +102,7 @@ def audit(config: Any) -> dict[str, Any]:
     """
     settings, store = settings_of(config), Store.open(Path(config.store))
     sources, record = chosen_sources(config), fit_record(store)
+    check_canaries(config.canaries, store, sources)
     names = listed(config.strategies) or [record.strategy or "routed", CLOSED_FORM]
     check_rows(names)
     root, exclude = place_of_images(config, record, store)
@@ -100,7 +118,7 @@ def audit(config: Any) -> dict[str, Any]:
             note_outputs(Path(config.out), models)
         known = {source: known_of(kept, source, images, extractor) for source in sources}
     rows, pairs = audited(Audit(known, settings, extractor, config.members, config.draws), list(models.values()))
-    report = {
+    report: dict[str, Any] = {
         "store": str(store.path),
         "sources": sources,
         "root": str(root),
@@ -121,9 +139,46 @@ def audit(config: Any) -> dict[str, Any]:
         "rows": rows,
         "closest": [pair_report(found, images) for found in pairs],
     }
+    if config.canaries:
+        frame = Frame.of(unpack_backbone(*store.read_backbone())[1].closed_form)
+        report["canaries"] = [
+            canary_report(store.read_card(source), images.training[source], frame, config.canaries)
+            for source in sources
+            if store.read_card(source).epsilon is not None
+        ]
     if config.out:
         write(Path(config.out), report, pairs)
     return report
+
+
+def check_canaries(releases: int, store: Store, sources: Sequence[str]) -> None:
+    """Raise BadInput if the releases are too few to bound anything, or no source is private."""
+    if releases and releases < LEAST_RELEASES:
+        raise BadInput(f"--canaries is {releases}; expected 0, or at least {LEAST_RELEASES} releases")
+    if releases and all(store.read_card(source).epsilon is None for source in sources):
+        raise BadInput("--canaries bounds the epsilon of private sources, but none of --sources is private")
+
+
+def canary_report(card: Card, images: Tensor, frame: Frame, releases: int) -> dict[str, Any]:
+    """Return the bound on the epsilon of one release of a source's closed form beside the stated one, as JSON.
+
+    Args:
+        card: of a private source.
+        images: its training images, uint8 [n, channel, height, width].
+        frame: of `public`.
+        releases: how many are made, none of which is kept.
+    """
+    stated, delta, clusters = card.settings["epsilon"], card.delta, card.settings.get("clusters", MOST_CLUSTERS)
+    assert isinstance(stated, float)
+    assert isinstance(clusters, int)
+    assert delta is not None
+    shares = Privacy(stated, delta).shares(card.steps > 0)
+    assert shares is not None
+    flat = from_uint8(images[:MOST_IMAGES]).flatten(1).double()
+    found = least_epsilon(*scores(flat, frame, shares.form, clusters, releases), delta)
+    form = epsilon_of(shares.form, delta)
+    said = {"source": card.source, "epsilon_at_least": found, "closed_form": form, "stated": stated, "delta": delta}
+    return said | {"releases": releases, "images": len(flat)}
 
 
 def settings_of(config: Any) -> Settings:

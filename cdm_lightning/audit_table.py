@@ -14,7 +14,8 @@ def table(report: dict[str, Any]) -> str:
     shown = list(next(iter(rows[0]["groups"].values()))["memorization"])
     head = [*HEAD[:2], *(f"near-copies, {space}" for space in shown), *HEAD[2:]]
     cells = [line(row["name"], group, found) for row in rows for group, found in row["groups"].items()]
-    return "\n".join([aligned([head, *cells]), "", *map(verdict_line, rows), settings_line(report)])
+    canaries = map(canary_line, report.get("canaries", []))
+    return "\n".join([aligned([head, *cells]), "", *map(verdict_line, rows), *canaries, settings_line(report)])
 
 
 def line(row: str, group: str, found: Mapping[str, Any]) -> list[str]:
@@ -52,6 +53,18 @@ def verdict_line(row: dict[str, Any]) -> str:
         f"{row['name']}: {copies} [{found['near_copies_comparisons']} comparisons, least chance "
         f"{found['near_copies_least_chance']:.2g}]; {told} [{found['told_apart_comparisons']} comparisons, least "
         f"chance {found['told_apart_least_chance']:.2g}]"
+    )
+
+
+def canary_line(found: Mapping[str, Any]) -> str:
+    """Return what canaries have shown of a private source, beside what is stated."""
+    bound, form = found["epsilon_at_least"], found["closed_form"]
+    verdict = "; MORE than that, so something is wrong" if bound > form else ""
+    share = "" if form >= found["stated"] * (1 - 1e-6) else f", {form:.3g} of it for the closed form"
+    return (
+        f"{found['source']}: canaries show an epsilon of at least {bound:.2f} (95 %) for the closed form; stated is "
+        f"{found['stated']:g} at delta {found['delta']:g}{share}{verdict} [{found['releases']} releases of "
+        f"{found['images']} images, every second one with a canary]"
     )
 
 

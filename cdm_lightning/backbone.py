@@ -218,15 +218,20 @@ def freeze(backbone: nn.Module) -> None:
     Raises:
         BadInput: it holds a BatchNorm, whose statistics would carry one source's data to the others.
     """
+    check_norms(backbone)
+    backbone.eval()
+    backbone.requires_grad_(False)
+    backbone.train = lambda mode=True: backbone  # type: ignore[method-assign]
+
+
+def check_norms(backbone: nn.Module) -> None:
+    """Raise BadInput if a network holds a BatchNorm."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise BadInput(
                 f"the backbone's layer '{name}' is a BatchNorm, whose statistics mix the images of a batch and are "
                 "shared by all sources; use LayerNorm or GroupNorm instead"
             )
-    backbone.eval()
-    backbone.requires_grad_(False)
-    backbone.train = lambda mode=True: backbone  # type: ignore[method-assign]
 
 
 def tensors_sha256(module: nn.Module) -> str:

@@ -65,6 +65,15 @@ class Card:
         """
         return self._budget("delta")
 
+    @property
+    def slack(self) -> float:
+        """Return the part of delta that the training of private prompts has set aside (see `subsampled_gaussian`).
+
+        Raises:
+            StoreError: it is no part of delta.
+        """
+        return self._budget("slack") or 0.0
+
     def _budget(self, key: str) -> float | None:
         value = self.settings.get(key)
         if value is not None and not (isinstance(value, float) and 0 < value < math.inf):

@@ -1,5 +1,6 @@
 """The card that a fit of a source will have: known before anything is fitted, so that what is up to date is skipped."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.privacy import Privacy
 from cdm_lightning.prompts import KINDS
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.store import Store
@@ -50,14 +50,34 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
     )
 
 
+@dataclass(frozen=True)
+class PrivateFit:
+    """What a fit of a private source is known by, beside its settings; all of it was released or is known to all.
+
+    Attributes:
+        n: the released number of images.
+        epsilon: of all that the source has released so far, this included.
+        releases: how many there were.
+        slack: of all of them together.
+        multiplier: deviation of the noise in the training of its prompt, in clipping norms; None without a prompt.
+    """
+
+    n: int
+    epsilon: float
+    releases: int
+    slack: float
+    multiplier: float | None
+
+    @classmethod
+    def of(cls, card: Card) -> "PrivateFit":
+        """Return what the card of a private source says."""
+        assert card.epsilon is not None
+        multiplier, releases = card.settings.get("noise_multiplier"), card.settings["releases"]
+        return cls(card.n, card.epsilon, int(releases or 0), card.slack, None if not multiplier else float(multiplier))
+
+
 def private_card(
-    module: CompartmentalizedDiffusion,
-    store: Store,
-    source: str,
-    privacy: Privacy,
-    n: int,
-    spent_epsilon: float,
-    releases: int,
+    module: CompartmentalizedDiffusion, store: Store, source: str, recipe: Recipe, fit: PrivateFit
 ) -> Card:
     """Return the card of a private source, which holds nothing of its images but their released number.
 
@@ -65,31 +85,42 @@ def private_card(
         module: its settings.
         store: where the compartment will lie.
         source: the private source.
-        privacy: of this release.
-        n: the released number of images.
-        spent_epsilon: of all its releases together.
-        releases: how many there were.
+        recipe: of its fit.
+        fit: what is known of it.
     """
-    own: dict[str, Any] = {"rank": module.hparams["rank"], "epsilon": privacy.epsilon, "delta": privacy.delta}
-    if module.hparams["clusters"] != MOST_CLUSTERS:
-        own["clusters"] = module.hparams["clusters"]
+    settings, privacy = module.hparams, recipe.privacy
+    trained = settings["compartment"] != "none"
+    own: dict[str, Any] = {"rank": settings["rank"], "epsilon": privacy.epsilon, "delta": privacy.delta}
+    if settings["clusters"] != MOST_CLUSTERS:
+        own["clusters"] = settings["clusters"]
+    if trained:
+        own |= prompt_settings(module) | recipe.training
+        own |= {"clipping_norm": privacy.clipping_norm, "draws": privacy.draws, "noise_multiplier": fit.multiplier}
+        own |= {"sampling_rate": sampling_rate(recipe, fit.n)}
+    if fit.slack:
+        own["slack"] = fit.slack
     return Card(
         source=source,
-        n=n,
+        n=fit.n,
         class_counts={},
         data_sha256="",
-        seed=0,
-        steps=0,
-        compartment="none",
-        prompt_parameters=0,
-        sigma_range=None,
-        settings=own | {"spent_epsilon": spent_epsilon, "releases": releases},
+        seed=settings["seed"] if trained else 0,
+        steps=recipe.max_steps if trained else 0,
+        compartment=settings["compartment"],
+        prompt_parameters=module.new_prompt(source, 0).count if trained else 0,
+        sigma_range=(SIGMA_MIN, min(settings["sigma_switch"], SIGMA_MAX)) if trained else None,
+        settings=own | {"spent_epsilon": fit.epsilon, "releases": fit.releases},
         backbone_sha256=store.info.backbone_sha256,
         image_shape=store.info.image_shape,
         torch_version=torch.__version__,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
     )
+
+
+def sampling_rate(recipe: Recipe, n: int) -> float:
+    """Return the probability of an image to be in a step of DP-SGD, so that a batch is to be expected of n images."""
+    return min(1.0, int(recipe.training["batch_size"] or 0) / n)
 
 
 def prompt_settings(module: CompartmentalizedDiffusion) -> dict[str, Any]:

@@ -193,6 +193,28 @@ class MixedDrafts:
         return draft, torch.full_like(sigma, self.n)
 
 
+@dataclass(frozen=True)
+class ReleasedDraft:
+    """The closed form that a private source has released guides all of its training images.
+
+    It has seen them, but by its privacy it would be nearly the same without any one of them. Drafts out of fold would
+    be further releases.
+
+    Attributes:
+        closed_form: as it was released.
+        n: the released number of images behind it.
+    """
+
+    closed_form: Gaussians
+    n: int
+
+    def guide(
+        self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return drafts of training images, shaped as x, and the number of images behind them [batch]; class-blind."""
+        return self.closed_form.to(x.device).denoise(x, sigma), torch.full_like(sigma, self.n)
+
+
 def draft_fit(
     prior: Gaussians, strength: Strength, rank: int, clusters: int = MOST_CLUSTERS, mu: float | None = None
 ) -> Callable[[Tensor, int], Gaussians]:

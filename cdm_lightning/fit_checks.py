@@ -83,11 +83,16 @@ def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int
     }
 
 
-def privacy_settings(privacy: Privacy, data: SourceData) -> dict[str, Any]:
-    """Return what a backbone notes of privacy: that its drafts are like private ones; that `public` was filtered."""
+def privacy_settings(privacy: Privacy, data: SourceData, trained: bool) -> dict[str, Any]:
+    """Return what a backbone notes of privacy: that its drafts are like private ones; that `public` was filtered.
+
+    If private sources have a trained prompt, less of their budget is for the drafts.
+    """
     noted: dict[str, Any] = {}
-    if privacy.epsilon is not None:
+    if (shares := privacy.shares(trained)) is not None:
         noted["privacy"] = {"epsilon": privacy.epsilon, "delta": privacy.delta}
+        if trained:
+            noted["privacy"]["mu_of_drafts"] = shares.form
     if data.public_is_filtered():
         noted["public_is_filtered"] = True
     return noted

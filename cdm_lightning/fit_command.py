@@ -169,11 +169,12 @@ class ConfiguredRecipe:
             settings |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
             own = [Dashboard(self.quality), *self.watching]
         else:
+            private = phase.kind == "source" and self.privacy.covers(phase.source)
             own = [Dashboard(self.quality)]
-            settings |= self._measuring()
+            settings |= {"limit_val_batches": 0} if private else self._measuring()
             if settings["limit_val_batches"]:
                 own += [SampleGrid(self.config.sampler.steps, self.config.sampler.name), *self.quality]
-            if settings["log_every_n_steps"]:
+            if settings["log_every_n_steps"] and not private:
                 own.append(TrainingMonitor(settings["log_every_n_steps"]))  # after what takes its time in a validation
             if settings["enable_progress_bar"] is not False:
                 own.append(PhaseProgressBar())

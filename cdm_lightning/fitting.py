@@ -53,7 +53,7 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     store = Store(store_path)
     described = recipe.module()
     check_public_mix(described, data)
-    check_privacy(recipe.privacy, described, data, sources)
+    check_privacy(recipe, described, data, sources)
     needs_public = not store.has_backbone() or data.public_mix > 0
     check_data(data, sources, needs_public, private=frozenset(filter(recipe.privacy.covers, sources)))
     if store.has_backbone():
@@ -87,7 +87,7 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
     module, data = recipe.module(), recipe.data()
     settings = module.hparams
     keys, images, labels = data.images(PUBLIC, "train")
-    clock = Clock(phase)
+    clock, shares = Clock(phase), recipe.privacy.shares(settings["compartment"] != "none")
     with clock.part("closed_forms", f"closed forms of {len(keys)} public images"):
         pseudo = PseudoSources.cut(from_uint8(images), keys, labels, settings["seed"])
         public, drafts = fit_public(
@@ -95,13 +95,13 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
             seed=settings["seed"],
             rank=settings["rank"],
             sigma_switch=settings["sigma_switch"],
-            mu=recipe.privacy.mu,
+            mu=None if shares is None else shares.form,
         )
     module.begin_backbone(phase, public, drafts, len(keys))
     channels, height, width = images.shape[1:]
     shape, public_sha256 = (channels, height, width), data.data_sha256(PUBLIC)
     described = backbone_settings(module, shape) | recipe.training | {"torch": torch.__version__}
-    described |= privacy_settings(recipe.privacy, data)
+    described |= privacy_settings(recipe.privacy, data, trained=settings["compartment"] != "none")
     inputs = described | {"public_data_sha256": public_sha256, "threads": torch.get_num_threads()}
     with clock.part("training", f"{settings['backbone_steps']} training steps"):
         train(recipe, module, data, store.runs / "backbone", settings["backbone_steps"], inputs)

@@ -75,7 +75,7 @@ def out_of_reach(store: Store, forgotten: Forgotten, root: Path | None) -> list[
     left += [(path, NOT_REMOVED) for path in forgotten.outputs]
     if (store.path / EXCLUSIONS / f"{forgotten.source}.json").exists():
         left.append((f"{EXCLUSIONS}/{forgotten.source}.json", "keyed hashes of its samples that were forgotten before"))
-    if released(store.path, forgotten.source):
+    if released(store.path, forgotten.source).mus:
         left.append((RELEASES, "what it has released is out, and stays counted if it comes again"))
     left.append(("ledger.jsonl", "its name and the hashes of its compartment stay, as the proof of what happened"))
     return [{"path": path, "why": why} for path, why in left]

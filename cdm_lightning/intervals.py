@@ -1,4 +1,7 @@
-"""Intervals of nominally 95 %: of a score and of the ratio of two, from half-samples; of a share; of a mean."""
+"""Intervals of nominally 95 %: of a score and of the ratio of two, from half-samples; of a share; of a mean.
+
+Also the exact end of a share's interval, at any risk.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from torch import Tensor
 from cdm_lightning.seeding import generator
 
 REPEATS = 200
+BISECTIONS = 30
 NORMAL = 1.959964  # the 97.5 % quantile of a standard normal number
 
 
@@ -79,6 +83,23 @@ def share_interval(count: int, n: int) -> Interval:
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def exact_upper(count: int, n: int, risk: float) -> float:
+    """Return the probability with which at most `count` of n are as rare as `risk` (Clopper and Pearson 1934).
+
+    A larger one is ruled out but for this risk. The lower end is 1 - exact_upper(n - count, n, risk).
+    """
+    if count >= n:
+        return 1.0
+    k = torch.arange(count + 1, dtype=torch.float64)
+    ways = math.lgamma(n + 1) - (k + 1).lgamma() - (n - k + 1).lgamma()
+    low, high = count / n, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        tail = float((ways + k * math.log(middle) + (n - k) * math.log1p(-middle)).exp().sum()) if middle else 1.0
+        low, high = (middle, high) if tail > risk else (low, middle)
+    return high
 
 
 def mean_interval(values: Tensor) -> Interval:

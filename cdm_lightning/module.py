@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,14 +24,15 @@ from cdm_lightning.denoiser import (
     guided_denoise,
     per_image,
 )
-from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts
+from cdm_lightning.drafts import Drafts, LabelledDrafts, MixedDrafts, ReleasedDraft
 from cdm_lightning.ema import EMA
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
-from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts
+from cdm_lightning.private_gradient import PrivateSteps, summed_gradient
+from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts, Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, normal
@@ -100,7 +102,8 @@ class CompartmentalizedDiffusion(LightningModule):
         self.save_hyperparameters(ignore=["backbone"])
         self.phase: Phase
         self.public: Public
-        self.drafts: Drafts | LabelledDrafts | MixedDrafts | None = None
+        self.drafts: Drafts | LabelledDrafts | MixedDrafts | ReleasedDraft | None = None
+        self.private: PrivateSteps | None = None
         self.classes: list[str] = []
         self.inputs_sha256 = ""
         self.compartments: dict[str, Compartment] = {}
@@ -114,17 +117,24 @@ class CompartmentalizedDiffusion(LightningModule):
         self.ema = EMA(self.trained, self.hparams["ema_decay"])
 
     def begin_source(
-        self, phase: Phase, public: Public, drafts: Drafts | LabelledDrafts | MixedDrafts, untrained: Compartment
+        self,
+        phase: Phase,
+        public: Public,
+        drafts: Drafts | LabelledDrafts | MixedDrafts | ReleasedDraft,
+        untrained: Compartment,
+        private: PrivateSteps | None = None,
     ) -> None:
         """Prepare the training of one source's prompt on the frozen backbone.
 
         Args:
             phase: names the source.
             public: what was fitted on `public`.
-            drafts: of the source's own folds.
+            drafts: of the source's own folds; of a private source, what it has released.
             untrained: the source's compartment but for the prompt; without classes, nothing is told of labels.
+            private: the steps of a private source; its prompt are tokens.
         """
         self.phase, self.public, self.drafts, self.classes = phase, public, drafts, sorted(untrained.classes)
+        self.private = private
         freeze(self.backbone)
         prompt = self.new_prompt(phase.source, len(self.classes))
         self.prompts.put(phase.source, prompt)
@@ -178,8 +188,10 @@ class CompartmentalizedDiffusion(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return the denoising loss of a batch of one source, also by image [batch], and the noise levels [batch].
 
-        The noise depends on (seed, source, step, rank).
+        The noise depends on (seed, source, step, rank). Of a private source nothing but the gradient is returned.
         """
+        if self.private is not None:
+            return {"loss": self.private_loss(self.private, batch["image"])}
         x_0 = from_uint8(batch["image"])
         draw = generator(self.hparams["seed"], self.phase.source, "train", self.global_step, self.global_rank)
         sigma = draw_sigma(len(x_0), SIGMA_MIN, self.highest_sigma, draw).to(x_0.device)
@@ -195,13 +207,41 @@ class CompartmentalizedDiffusion(LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """Return D(x; sigma), shaped as x, and the scale [batch] that its error is measured in."""
         label = self.draw_labels(batch["label"], draw).to(x.device)
-        network = self.network_in_training(label)
+        return self.finish_drafts(self.network_in_training(label), batch.get("key", []), label, x, sigma, draw)
+
+    def finish_drafts(
+        self, network: Network, keys: list[str], label: Tensor, x: Tensor, sigma: Tensor, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return D(x; sigma) with a network F, and the scale of its error; see `denoise_in_training`."""
         if not self.guided:
             return denoise(self.preconditioning, network, x, sigma), self.preconditioning.c_out(sigma)
         assert self.drafts is not None
-        draft, n = self.drafts.guide(batch["key"], label != NO_LABEL, x, sigma, draw)
+        draft, n = self.drafts.guide(keys, label != NO_LABEL, x, sigma, draw)
         error = self.public.error.at(sigma, n)
         return guided_denoise(self.preconditioning, network, x, sigma, draft, error), error
+
+    def private_loss(self, steps: PrivateSteps, images: Tensor) -> Tensor:
+        """Return a number whose gradient is the noised one of a private step (see `private_gradient`), and log epsilon.
+
+        It tells nothing else of the images uint8 [n, channel, height, width], n >= 0.
+        """
+        assert isinstance(self.trained, Tokens)
+        tokens = self.trained.tokens
+        parts = [part for part in images.split(steps.together) if len(part)]
+        losses = ((len(part), partial(self.losses_by_image, steps, part)) for part in parts)
+        summed = summed_gradient(tokens, losses, steps.clipping_norm)
+        self.log("epsilon", steps.epsilon(self.global_step + 1), prog_bar=True, batch_size=1)
+        return (tokens * steps.released(summed, self.global_step).to(tokens)).sum()
+
+    def losses_by_image(self, steps: PrivateSteps, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the loss of each image [n], averaged over draws; `tokens` [n, layer, token, width] are its own."""
+        own, draws = steps.generators(images, self.global_step), steps.draws
+        clean, prompt = from_uint8(images).repeat_interleave(draws, 0), tokens.repeat_interleave(draws, 0)
+        sigma = torch.cat([draw_sigma(draws, SIGMA_MIN, self.highest_sigma, draw) for draw in own]).to(clean.device)
+        noise = torch.cat([normal((draws, *clean.shape[1:]), draw) for draw in own]).to(clean.device)
+        x, no_label = clean + per_image(sigma, clean) * noise, torch.full_like(sigma, NO_LABEL, dtype=torch.long)
+        denoised, scale = self.finish_drafts(partial(self.backbone, prompt=prompt), [], no_label, x, sigma, own[0])
+        return denoising_loss(denoised, clean, scale).reshape(len(images), draws).mean(1)
 
     def draw_labels(self, labels: list[str], draw: torch.Generator) -> Tensor:
         """Return the label [batch] that the prompt is told of each image: its own, or none."""

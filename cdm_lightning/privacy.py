@@ -1,11 +1,35 @@
 """Which sources are private, and what the compartments of several private sources cost together."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cdm_lightning.card import Card
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussian_mechanism import check_budget, composed, epsilon_of, mu_of
+
+PROMPT_SHARE = 0.5  # of mu^2, if a prompt is trained; the rest is for the closed form
+SLACK_SHARE = 0.02  # of delta, if a prompt is trained; see `subsampled_gaussian`
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What one fit of a private source may spend, in the terms of `gaussian_mechanism` and `subsampled_gaussian`.
+
+    Attributes:
+        form: mu of the closed form.
+        prompt: mu that bounds the training of the prompt; 0 without one.
+        slack: of the prompt; the whole is private at delta minus this.
+    """
+
+    form: float
+    prompt: float
+    slack: float
+
+    @property
+    def mu(self) -> float:
+        """Return the mu of both together."""
+        return composed((self.form, self.prompt))
 
 
 @dataclass(frozen=True)
@@ -17,6 +41,8 @@ class Privacy:
         delta: of the same; at most 1 / n.
         secret_file: of at least 32 random bytes, behind the noise; by default fresh from the operating system.
         sources: the private ones; by default all that are fitted.
+        clipping_norm: what the gradient of one image is cut to in the training of a private prompt.
+        draws: noise levels of each image in a step of it, whose gradients are averaged before they are cut.
 
     Raises:
         BadInput: a value is out of range.
@@ -26,17 +52,31 @@ class Privacy:
     delta: float = 1e-5
     secret_file: str | None = None
     sources: list[str] | None = None
+    clipping_norm: float = 0.1
+    draws: int = 4
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
             check_budget(self.epsilon, self.delta)
         elif self.secret_file is not None or self.sources is not None:
             raise BadInput("privacy.epsilon is missing: without it no source is private; 8 is a common choice")
+        if not 0 < self.clipping_norm < math.inf:
+            raise BadInput(f"privacy.clipping_norm is {self.clipping_norm}; expected a number above 0")
+        if self.draws < 1:
+            raise BadInput(f"privacy.draws is {self.draws}; expected at least 1")
 
-    @property
-    def mu(self) -> float | None:
-        """Return the mu of one release (see `gaussian_mechanism`); None if no source is private."""
-        return None if self.epsilon is None else mu_of(self.epsilon, self.delta)
+    def shares(self, prompt: bool) -> Shares | None:
+        """Return what one fit may spend, with or without a trained prompt; None if no source is private.
+
+        Together it is (epsilon, delta): mu is that of (epsilon, delta - slack), and the squares of mu add up.
+        """
+        if self.epsilon is None:
+            return None
+        if not prompt:
+            return Shares(mu_of(self.epsilon, self.delta), 0.0, 0.0)
+        slack = SLACK_SHARE * self.delta
+        mu = mu_of(self.epsilon, self.delta - slack)
+        return Shares(mu * math.sqrt(1 - PROMPT_SHARE), mu * math.sqrt(PROMPT_SHARE), slack)
 
     def covers(self, source: str) -> bool:
         """Return whether a source is private."""
@@ -64,9 +104,13 @@ def together(cards: Iterable[Card]) -> Together | None:
     Sources that share no image compose in parallel: an image changes one compartment only (McSherry 2009, doi
     10.1145/1559845.1559850, Theorem 4). The releases about an image that several hold add up.
     """
-    private = [(card.epsilon, card.delta) for card in cards if card.epsilon is not None and card.delta is not None]
+    private = [
+        (card.epsilon, card.delta, card.slack) for card in cards if card.epsilon is not None and card.delta is not None
+    ]
     if not private:
         return None
-    delta = max(delta for _, delta in private)
-    all_of_them = epsilon_of(composed(mu_of(*budget) for budget in private), delta)
-    return Together(max(epsilon for epsilon, _ in private), delta, all_of_them)
+    delta = max(delta for _, delta, _ in private)
+    mu = composed(mu_of(epsilon, own - slack) for epsilon, own, slack in private)
+    left = delta - sum(slack for _, _, slack in private)
+    all_of_them = epsilon_of(mu, left) if left > 0 else math.inf
+    return Together(max(epsilon for epsilon, _, _ in private), delta, all_of_them)

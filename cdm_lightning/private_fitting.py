@@ -1,25 +1,42 @@
-"""The fit of a private source: one release of its images, with noise from a secret; nothing else of them is stored."""
+"""The fit of a private source: a release of its images, with noise from a secret; nothing else of them is stored.
+
+The closed form comes first. A prompt, if one is asked for, is trained with the rest of the budget, guided by that
+closed form: drafts from the images themselves would give them away.
+"""
 
 import logging
-from typing import Any
+
+from torch import Tensor
 
 from cdm_lightning.card import Card
-from cdm_lightning.card_making import private_card
+from cdm_lightning.card_making import PrivateFit, private_card, sampling_rate
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import BadInput, UnknownSource
-from cdm_lightning.gaussian_mechanism import composed, epsilon_of
+from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import pack_compartment, unpack_backbone
 from cdm_lightning.phase import Phase
-from cdm_lightning.privacy import Privacy
+from cdm_lightning.privacy import Privacy, Shares
 from cdm_lightning.private_gaussians import Frame, fit_private
 from cdm_lightning.private_runs import keep_record, learned_data, mark_private
+from cdm_lightning.private_training import (
+    RELEASED,
+    check_memory,
+    check_prompt,
+    keep_form,
+    kept_form,
+    steps_of,
+    train_private,
+    training_folder,
+)
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.releases import note_release, released
 from cdm_lightning.secret_noise import SecretNoise, read_secret
 from cdm_lightning.store import Store
+from cdm_lightning.subsampled_gaussian import multiplier_for
+from cdm_lightning.training import discard_checkpoint
 
 FEW_IMAGES = 20  # released ones
 FILTERED = (
@@ -29,13 +46,14 @@ FILTERED = (
 log = logging.getLogger(__name__)
 
 
-def check_privacy(privacy: Privacy, module: CompartmentalizedDiffusion, data: SourceData, sources: list[str]) -> None:
+def check_privacy(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, sources: list[str]) -> None:
     """Check, before anything is fitted, that what shall be private can be.
 
     Raises:
         BadInput: a setting would let more leave a source than its release.
         UnknownSource: `privacy.sources` names what is not there.
     """
+    privacy = recipe.privacy
     for source in privacy.sources or []:
         if source not in data.available_sources():
             raise UnknownSource(source, data.available_sources(), "privacy.sources")
@@ -44,14 +62,15 @@ def check_privacy(privacy: Privacy, module: CompartmentalizedDiffusion, data: So
         return
     settings, said = module.hparams, f"source '{private[0]}' is private (privacy.epsilon {privacy.epsilon:g})"
     if settings["compartment"] != "none":
-        raise BadInput(
-            f"{said}, and model.compartment {settings['compartment']} would train a prompt on its images without "
-            "privacy: choose none; its closed form is what is private so far"
-        )
+        check_prompt(recipe, module, data, said)
     if settings["class_labels"]:
         raise BadInput(f"{said}, and its classes would be released without privacy: leave model.class_labels false")
     if data.public_is_filtered():
         raise BadInput(f"{said}, but public {FILTERED}")
+    given = module.backbone.init_args
+    numbers = given["channels"] * given["image_size"] ** 2
+    for source in private:
+        check_memory(source, sum(data.class_counts(source).values()), numbers)
     read_secret(privacy.secret_file)
 
 
@@ -91,7 +110,8 @@ def fit_private_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) 
         card = _release(recipe, module, data, store, phase)
         if card.n < FEW_IMAGES:
             log.warning("%s: only about %d images; of so few hardly more than noise is released", phase.title, card.n)
-        log.info("%s: closed form of about %d images, epsilon %.4g spent", phase.title, card.n, card.epsilon)
+        what = f"closed form of about {card.n} images" + (f", {card.steps} private steps" if card.steps else "")
+        log.info("%s: %s, epsilon %.4g spent", phase.title, what, card.epsilon)
     return True
 
 
@@ -100,27 +120,64 @@ def _changed(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     card = store.read_card(source)
     if card.epsilon is None:
         return True
-    same = private_card(
-        module, store, source, recipe.privacy, card.n, card.epsilon, int(card.settings["releases"] or 0)
-    )
+    same = private_card(module, store, source, recipe, PrivateFit.of(card))
     return same.inputs() != card.inputs() or learned_data(store, source) not in (None, data.data_sha256(source))
 
 
 def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, store: Store, phase: Phase) -> Card:
-    """Release, store and note; return the card."""
-    privacy, source = recipe.privacy, phase.source
+    """Release, train, store and note; return the card."""
+    privacy, source, trained = recipe.privacy, phase.source, module.hparams["compartment"] != "none"
+    shares, secret = privacy.shares(trained), read_secret(privacy.secret_file)
     assert privacy.epsilon is not None
-    assert privacy.mu is not None
-    _, public = unpack_backbone(*store.read_backbone())
+    assert shares is not None
     _, images, _ = data.images(source, "train")
     data_sha256, clusters = data.data_sha256(source), module.hparams["clusters"]
-    named: dict[str, Any] = {"source": source, "images": data_sha256, "backbone": store.info.backbone_sha256}
-    named |= {"epsilon": privacy.epsilon, "delta": privacy.delta, "clusters": clusters}
-    noise = SecretNoise(read_secret(privacy.secret_file), named)
+    named: dict[str, str | int | float] = {"source": source, "images": data_sha256, "clusters": clusters}
+    named |= {"backbone": store.info.backbone_sha256, "epsilon": privacy.epsilon, "delta": privacy.delta}
+    named |= {"mu": shares.form}
+    own = mark_private(store, source)
+    kept = kept_form(own, named, store.info.image_shape) if trained else None
+    form, n = kept or _released_form(recipe, store, phase, images, SecretNoise(secret, named), shares, clusters)
+    if trained:
+        keep_form(own, form, n, named)
+    spent = released(store.path, source)
+    multiplier = (
+        multiplier_for(sampling_rate(recipe, n), recipe.max_steps, shares.prompt, shares.slack) if trained else None
+    )
+    epsilon = privacy.epsilon if len(spent.mus) == 1 else spent.epsilon(privacy.delta)
+    card = private_card(module, store, source, recipe, PrivateFit(n, epsilon, len(spent.mus), spent.slack, multiplier))
+    compartment = Compartment(n, form, form)
+    if trained:
+        steps = steps_of(card, shares, spent, secret, named | {"card": card.to_json(), "device": recipe.device})
+        compartment = train_private(recipe, store, phase, compartment, card, images, steps)
+    recipe.save_config(phase, own)
+    store.write_compartment(pack_compartment(compartment), card)
+    keep_record(store, source, data_sha256)
+    if trained:
+        (own / RELEASED).unlink()
+        discard_checkpoint(training_folder(store, source))
+    return card
+
+
+def _released_form(
+    recipe: Recipe, store: Store, phase: Phase, images: Tensor, noise: SecretNoise, shares: Shares, clusters: int
+) -> tuple[Gaussians, int]:
+    """Release the closed form of images, and note what this fit spends; return it and the released number.
+
+    Raises:
+        BadInput: delta is above 1 / n, or earlier prompts have used it up.
+    """
+    privacy, source = recipe.privacy, phase.source
+    _, public = unpack_backbone(*store.read_backbone())
+    if released(store.path, source).slack + shares.slack >= privacy.delta:
+        raise BadInput(
+            f"the prompts that source '{source}' has released before have used up privacy.delta {privacy.delta:g}: "
+            "choose a larger one, or model.compartment none"
+        )
     form, n = fit_private(
         from_uint8(images),
         Frame.of(public.closed_form),
-        mu=privacy.mu,
+        mu=shares.form,
         noise=noise.normal,
         rank=public.rank,
         clusters=clusters,
@@ -130,11 +187,5 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
             f"privacy.delta is {privacy.delta:g}, above 1 / n of source '{source}' (about {n} images): such a delta "
             f"would allow to publish one image; choose at most {1 / (10 * n):.0e}"
         )
-    note_release(store.path, source, privacy.mu)
-    spent = released(store.path, source)
-    epsilon = privacy.epsilon if len(spent) == 1 else epsilon_of(composed(spent), privacy.delta)
-    card = private_card(module, store, source, privacy, n, epsilon, len(spent))
-    recipe.save_config(phase, mark_private(store, source))
-    store.write_compartment(pack_compartment(Compartment(n, form, form)), card)
-    keep_record(store, source, data_sha256)
-    return card
+    note_release(store.path, source, shares.mu, shares.slack)
+    return form, n

@@ -39,12 +39,14 @@ class Recipe(Protocol):
         max_steps: training steps of each source.
         privacy: which sources are private.
         training: the settings beside the module's own that change what is trained.
+        device: what is trained on.
         watched: whether anything takes what a validation of the composed model finds: a logger, a caller's callbacks.
     """
 
     max_steps: int
     privacy: Privacy
     training: dict[str, str | int | float | bool | None]
+    device: str
     watched: bool
 
     def module(self) -> CompartmentalizedDiffusion: ...

@@ -43,7 +43,7 @@ def read_secret(path: str | None) -> bytes:
 
 
 class SecretNoise:
-    """A stream of normal numbers of a secret.
+    """A stream of numbers of a secret.
 
     Args:
         secret: at least 32 bytes that nobody else knows.
@@ -57,13 +57,16 @@ class SecretNoise:
 
     def normal(self, count: int) -> Tensor:
         """Draw `count` independent standard normal numbers [count], float64 (Box and Muller 1958)."""
-        pairs = (count + 1) // 2
-        stream = hashlib.shake_256(self._key + self._drawn.to_bytes(8, "big")).digest(16 * pairs)
-        self._drawn += 1
-        unit = (np.frombuffer(stream, dtype=">u8") >> np.uint64(11)).astype(np.float64) + 0.5
-        first, second = torch.from_numpy(unit * 2.0**-53).reshape(2, pairs)
+        first, second = self.uniform(2 * ((count + 1) // 2)).reshape(2, -1)
         radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
         return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
+
+    def uniform(self, count: int) -> Tensor:
+        """Draw `count` independent numbers [count] between 0 and 1, both left out, float64."""
+        stream = hashlib.shake_256(self._key + self._drawn.to_bytes(8, "big")).digest(8 * count)
+        self._drawn += 1
+        unit = (np.frombuffer(stream, dtype=">u8") >> np.uint64(11)).astype(np.float64) + 0.5
+        return torch.from_numpy(unit * 2.0**-53)
 
 
 def snapped(values: Tensor, deviation: float) -> Tensor:

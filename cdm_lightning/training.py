@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -17,7 +19,13 @@ CHECKPOINT = "last.ckpt"
 
 
 def train(
-    recipe: Recipe, module: CompartmentalizedDiffusion, data: Any, folder: Path, steps: int, inputs: Mapping[str, Any]
+    recipe: Recipe,
+    module: CompartmentalizedDiffusion,
+    data: Any,
+    folder: Path,
+    steps: int,
+    inputs: Mapping[str, Any],
+    batches: Callable[[int], DataLoader[Any]] | None = None,
 ) -> None:
     """Train one phase to its end; the frozen backbone is left alone.
 
@@ -28,6 +36,7 @@ def train(
         folder: of this phase's logs and checkpoint.
         steps: training steps in all.
         inputs: all that decides the result; a checkpoint of other inputs is not used.
+        batches: what is trained on after so many steps, if it is not the stream of the phase's source.
     """
     module.inputs_sha256 = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     checkpoint = folder / CHECKPOINT
@@ -37,10 +46,14 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save_config(module.phase, folder)
-    data.open(module.phase.source, done)
+    given: dict[str, Any] = {"datamodule": data}
+    if batches is None:
+        data.open(module.phase.source, done)
+    else:
+        given = {"train_dataloaders": batches(done), "val_dataloaders": []}
     before = tensors_sha256(module.backbone)
     trainer = recipe.trainer(module.phase, folder, steps)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if done else None, weights_only=True)
+    trainer.fit(module, **given, ckpt_path=checkpoint if done else None, weights_only=True)
     if trainer.global_step != steps:
         raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
     if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:

@@ -38,7 +38,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "__main__",
     ),
     ("callbacks",),
-    ("fitting", "training", "fit_checks", "private_fitting", "card_making", "validation", "recipe", "ranks"),
+    (
+        "fitting",
+        "training",
+        "fit_checks",
+        "private_fitting",
+        "private_training",
+        "card_making",
+        "validation",
+        "recipe",
+        "ranks",
+    ),
     ("module",),
     (
         "generation",
@@ -64,6 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "membership",
         "audit",
         "audit_table",
+        "canaries",
         "proportions",
         "yardstick",
         "contenders",
@@ -119,6 +130,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "denoiser",
         "gaussian_mechanism",
+        "subsampled_gaussian",
+        "private_gradient",
         "secret_noise",
         "released_statistics",
         "private_gaussians",
@@ -176,6 +189,7 @@ ONLY_IN = {  # libraries, and the modules that may import them
     "webdataset": ("datamodules",),
     "safetensors": ("tensor_files", "public_weights"),
     "torch_fidelity": ("extractors", "metrics"),
+    "opacus": ("subsampled_gaussian",),
 }
 BANNED_NAMES = ("utils", "helpers", "common", "misc")
 

@@ -16,7 +16,7 @@ from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.privacy import Privacy, together
 from cdm_lightning.private_runs import MARK, RECORD
-from cdm_lightning.releases import RELEASES, note_release, released
+from cdm_lightning.releases import RELEASES, Spent, note_release, released
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import unpack
@@ -94,7 +94,7 @@ def test_up_to_date_is_no_new_release(copy: Path, fit: Fit, caplog: pytest.LogCa
     assert fit(copy, "[digit4]", *PRIVATE) == 0
     assert len([record for record in caplog.records if "up to date" in record.message]) == 2
     assert published(copy) == before
-    assert len(released(copy, "digit4")) == 1
+    assert len(released(copy, "digit4").mus) == 1
 
 
 def test_what_is_released_again_adds_up(copy: Path, fit: Fit, secret: tuple[str, str]) -> None:
@@ -108,7 +108,7 @@ def test_what_is_released_again_adds_up(copy: Path, fit: Fit, secret: tuple[str,
     assert fit(copy, "[digit4]", "--privacy.epsilon", "1", "--privacy.delta", "1e-4", *secret) == 0
     card = Store.open(copy).read_card("digit4")
     mus = [mu_of(8, 1e-4), mu_of(8, 1e-4), mu_of(1, 1e-4)]
-    assert released(copy, "digit4") == pytest.approx(mus)
+    assert released(copy, "digit4").mus == pytest.approx(mus)
     assert card.settings["releases"] == 3
     assert card.epsilon == pytest.approx(epsilon_of(composed(mus), 1e-4))
     assert "in 3 releases together" in model_card(card)
@@ -196,7 +196,7 @@ def test_an_empty_private_source_does_not_show(plain: Path, fit: Fit, workplace:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--model.compartment", "tokens"), "model.compartment tokens would train a prompt on its images without"),
+        (("--model.compartment", "lora"), "only tokens are trained with privacy so far"),
         (("--model.class_labels", "true"), "its classes would be released without privacy"),
         (("--privacy.epsilon", "0"), "privacy.epsilon is 0.0; expected a number above 0"),
         (("--privacy.delta", "0"), "privacy.delta is 0.0; expected"),
@@ -299,11 +299,13 @@ def test_a_damaged_budget_is_told(value: Any) -> None:
 
 
 def test_releases_are_kept_by_source_and_damage_is_told(tmp_path: Path) -> None:
-    assert released(tmp_path, "a") == []
-    for source, mu in (("a", 1.5), ("b", 2.0), ("a", 0.5)):
-        note_release(tmp_path, source, mu)
-    assert released(tmp_path, "a") == [1.5, 0.5]
+    assert released(tmp_path, "a") == Spent((), 0.0)
+    for source, mu, slack in (("a", 1.5, 0.0), ("b", 2.0, 1e-6), ("a", 0.5, 2e-6), ("a", 1.0, 3e-6)):
+        note_release(tmp_path, source, mu, slack)
+    assert released(tmp_path, "a") == Spent((1.5, 0.5, 1.0), 5e-6)
+    assert released(tmp_path, "a").epsilon(1e-5) == epsilon_of(composed([1.5, 0.5, 1.0]), 1e-5 - 5e-6)
+    assert released(tmp_path, "a").epsilon(5e-6) == math.inf
     with (tmp_path / RELEASES).open("a") as file:
         file.write('{"source": "a", "mu": -1}\n')
-    with pytest.raises(StoreError, match="line 4"):
+    with pytest.raises(StoreError, match="line 5"):
         released(tmp_path, "a")
