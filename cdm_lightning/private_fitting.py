@@ -131,13 +131,13 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     assert privacy.epsilon is not None
     assert shares is not None
     _, images, _ = data.images(source, "train")
-    data_sha256, clusters = data.data_sha256(source), module.hparams["clusters"]
-    named: dict[str, str | int | float] = {"source": source, "images": data_sha256, "clusters": clusters}
-    named |= {"backbone": store.info.backbone_sha256, "epsilon": privacy.epsilon, "delta": privacy.delta}
-    named |= {"mu": shares.form}
-    own = mark_private(store, source)
+    data_sha256, own = data.data_sha256(source), mark_private(store, source)
+    settings = private_card(module, store, source, recipe, PrivateFit(1, privacy.epsilon, 0, 0.0, None)).to_json()
+    named: dict[str, str | int | float] = {"images": data_sha256, "settings": settings, "mu": shares.form}
     kept = kept_form(own, named, store.info.image_shape) if trained else None
-    form, n = kept or _released_form(recipe, store, phase, images, SecretNoise(secret, named), shares, clusters)
+    form, n = kept or _released_form(
+        recipe, store, phase, images, SecretNoise(secret, named), shares, module.hparams["clusters"]
+    )
     if trained:
         keep_form(own, form, n, named)
     spent = released(store.path, source)
@@ -153,9 +153,8 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     recipe.save_config(phase, own)
     store.write_compartment(pack_compartment(compartment), card)
     keep_record(store, source, data_sha256)
-    if trained:
-        (own / RELEASED).unlink()
-        discard_checkpoint(training_folder(store, source))
+    (own / RELEASED).unlink(missing_ok=True)
+    discard_checkpoint(training_folder(store, source))
     return card
 
 

@@ -74,8 +74,8 @@ class PrivateSteps:
 def per_sample_gradients(tokens: Tensor, images: int, losses: Losses) -> Tensor:
     """Return the gradient of every image's own loss [n, *tokens.shape], by one backward pass.
 
-    The tokens are repeated for each image, so the sum of the losses has a gradient for each copy. Exact as long as the
-    images of a batch do not meet in the network: with BatchNorm they would.
+    The tokens are repeated for each image, so the sum of the losses has a gradient for each copy. Exact, but for the
+    rounding of float32, as long as the images of a batch do not meet in the network: with BatchNorm they would.
     """
     copies = tokens.detach().expand(images, *tokens.shape).clone().requires_grad_()
     (gradients,) = torch.autograd.grad(losses(copies).sum(), copies)

@@ -54,6 +54,8 @@ def train(
     before = tensors_sha256(module.backbone)
     trainer = recipe.trainer(module.phase, folder, steps)
     trainer.fit(module, **given, ckpt_path=checkpoint if done else None, weights_only=True)
+    if done == steps:  # nothing was left to do, so Lightning has not called it
+        module.on_train_end()
     if trainer.global_step != steps:
         raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
     if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
