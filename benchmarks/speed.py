@@ -1,9 +1,10 @@
 """What composing costs, as ratios measured side by side: against one plain model, one source, runs alone.
 
-    python -m benchmarks.speed --work out/speed [--many 1000]
+    python -m benchmarks.speed --work out/speed [--many 1000] [--pairs 5] [--uvit CHECKOUT]
 
-One thread. Shapes are those of the quality benchmark (28x28, 1.2M parameters); images and owners are made up, since
-only shapes and numbers matter here. Ends with a table, and WORK/speed.json.
+One thread. Networks are that of fashion_shards.yaml (patches of 7) and one with patches of 4, so with three times the
+tokens; images and owners are made up, since only shapes and numbers matter here. `--uvit` is a checkout of
+github.com/baofff/U-ViT, which our network is compared with. Ends with tables, and WORK/speed.json.
 """
 
 import argparse
@@ -15,75 +16,108 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed_memory import peaks
+from benchmarks.speed_networks import against_public
 from benchmarks.speed_rows import (
     PAIRS,
+    Ratio,
+    by_turns,
     evaluations,
     images_per_second,
     in_turns,
     opened,
     opening,
+    proportions,
     sampler_alone,
     sampling,
     seconds_of,
     training_step,
 )
-from benchmarks.speed_stores import IMAGES, OF_OWNER, OF_PUBLIC, OWNERS, PLAIN, SIZE, fit, write_many, write_shards
+from benchmarks.speed_stores import (
+    FINER,
+    IMAGES,
+    OF_OWNER,
+    OF_PUBLIC,
+    OWNERS,
+    PLAIN,
+    SIZE,
+    fit,
+    write_many,
+    write_shards,
+)
+from benchmarks.speed_tables import tables_of
 from benchmarks.versions import versions
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.generation import Settings, Start
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.tensor_files import write_report
-from cdm_lightning.text_tables import markdown
 
 ONE = "everybody"  # the source of a large number of images
 TOKENS = ("--model.compartment", "tokens", "--trainer.max_steps", 20, "--refit")
+PATCHES = {"4": FINER, "7": ()}
+WAYS: tuple[tuple[Strategy, Start], ...] = (
+    ("routed", "noise"),
+    ("draft", "noise"),
+    ("assign", "noise"),
+    ("routed", "switch"),
+    ("draft", "switch"),
+)
 
 
 def prepare(work: Path) -> None:
-    """Write shards, a guided store of eight owners and one of everybody, and a plain one."""
+    """Write shards, and for each network a guided store of eight owners and one of everybody, and a plain one."""
     grey = {"public": OF_PUBLIC, ONE: IMAGES} | dict.fromkeys(OWNERS, OF_OWNER)
     root = write_shards(work, "grey", grey, SIZE, 1)
     write_shards(work, "colour", {"public": 64, "one": 4096}, 32, 3)
-    fit(work / "guided", root, OWNERS)
-    fit(work / "plain", root, [ONE], *PLAIN)
+    for patch, size in PATCHES.items():
+        fit(work / f"guided-{patch}", root, OWNERS, *size)
+        fit(work / f"plain-{patch}", root, [ONE], *size, *PLAIN)
 
 
-def costs_of_sampling(work: Path) -> list[dict[str, Any]]:
-    """Return a row for every way to sample: its ratio to one plain model, and to one with the same switch."""
-    plain, one = opened(work / "plain", [ONE]), opened(work / "guided", [ONE])
-    every, thousand = opened(work / "guided", OWNERS), opened(work / "many", "all")
-    ways: list[tuple[Compartments, Strategy, Start]] = [
-        (every, "routed", "noise"),
-        (every, "draft", "noise"),
-        (every, "assign", "noise"),
-        (every, "routed", "switch"),
-        (every, "draft", "switch"),
-        (thousand, "routed", "switch"),
-        (thousand, "assign", "noise"),
-    ]
-    alone = Settings()
+def costs_of_sampling(work: Path, patch: str, pairs: int, many: int) -> list[dict[str, Any]]:
+    """Return a row for every way to sample: its ratio to one plain model, and to one with the same switch and start."""
+    plain, one = opened(work / f"plain-{patch}", [ONE]), opened(work / f"guided-{patch}", [ONE])
+    every = opened(work / f"guided-{patch}", OWNERS)
+    models = {(len(every), *way): every for way in WAYS}
+    if many:
+        models[many, "routed", "switch"] = models[many, "assign", "noise"] = opened(work / "many", "all")
+    settings = {way: Settings(strategy=way[1], start=way[2]) for way in models}
+    actions = {way: sampling(model, settings[way]) for way, model in models.items()}
+    alone: dict[tuple[int, str, str], tuple[Compartments, Settings]] = {
+        (1, "plain", "noise"): (plain, Settings()),
+        (1, "one", "noise"): (one, Settings()),
+        (1, "one", "switch"): (one, Settings(start="switch")),
+    }
+    found = by_turns({**actions, **{name: sampling(*pair) for name, pair in alone.items()}}, pairs)
     rows = []
-    for model, strategy, start in ways:
-        settings = Settings(strategy=strategy, start=start)
-        to_plain = in_turns(sampling(model, settings), sampling(plain, alone))
-        same = Settings(start=start)
-        to_one = in_turns(sampling(model, settings), sampling(one, same))
-        named = {"N": len(model), "strategy": strategy, "start": start}
-        counted = {"evaluations": evaluations(model, settings), "plain_evaluations": evaluations(plain, alone)}
-        rows.append(named | counted | {"to_plain": asdict(to_plain), "to_same_switch": asdict(to_one)})
+    for way, model in models.items():
+        ratios = {
+            "to_plain": asdict(Ratio.of(found[way], found[1, "plain", "noise"])),
+            "to_same_switch": asdict(Ratio.of(found[way], found[1, "one", way[2]])),
+        }
+        counted = {
+            "evaluations": evaluations(model, settings[way]),
+            "plain_evaluations": evaluations(plain, Settings()),
+        }
+        named = {"patch": patch, "N": way[0], "strategy": way[1], "start": way[2]}
+        shares = proportions(model, settings[way]) if patch == "7" and len(model) == len(OWNERS) else None
+        drawn = None if shares is None or way[1] == "draft" else shares
+        rows.append(named | counted | ratios | {"proportions": drawn})
     return rows
 
 
 def costs_of_fitting(work: Path) -> dict[str, Any]:
-    """Fit a large source into the guided store, and four owners in one fit and in four; return what that took."""
+    """Fit a large source into the guided stores, and four owners in one fit and in four; return what that took."""
     root, place = work / "shards-grey", work / "fitted"
-    seconds = seconds_of(lambda: fit(work / "guided", root, [ONE], "--model.clusters", 80))
+    large = ("--model.clusters", 80)
+    took = seconds_of(lambda: fit(work / "guided-4", root, [ONE], *large, *FINER))
+    fit(work / "guided-7", root, [ONE], *large)
     four = OWNERS[:4]
     for name in ("together", "alone"):
         (place / name).mkdir(parents=True)
         for file in ("store.json", "backbone.safetensors"):
-            shutil.copy(work / "guided" / file, place / name / file)
+            shutil.copy(work / "guided-7" / file, place / name / file)
 
     def alone() -> None:
         for owner in four:
@@ -92,40 +126,44 @@ def costs_of_fitting(work: Path) -> dict[str, Any]:
     ratio = in_turns(lambda: fit(place / "together", root, four, *TOKENS), alone, pairs=3)
     hashes = [Store.open(place / name).compartments_sha256() for name in ("together", "alone")]
     same = hashes[0] == hashes[1]
-    return {"images": IMAGES, "seconds_of_one_source": seconds, "four_in_one_fit": asdict(ratio), "same_bytes": same}
+    seconds = {"seconds_of_one_source": took.clock, "of_processor": took.processor}
+    return {"images": IMAGES, **seconds, "four_in_one_fit": asdict(ratio), "same_bytes": same}
 
 
-def table_of(found: dict[str, Any]) -> str:
-    """Return what was found as Markdown tables."""
+def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
+    """Return the ratio of a step of tokens to one of the whole network, for each network without a guide."""
+    steps = {
+        patch: in_turns(*(training_step(work / f"plain-{patch}", 8, whole=whole) for whole in (False, True)), pairs)
+        for patch in PATCHES
+    }
+    return {patch: asdict(ratio) for patch, ratio in steps.items()}
 
-    def ratio(one: dict[str, float]) -> str:
-        return f"{one['ratio']:.2f} ({one['least']:.2f} to {one['most']:.2f})"
 
-    head = ["N", "strategy", "start", "evaluations", "to one plain model", "to one of the same switch"]
-    rows = [
-        [
-            str(row["N"]),
-            row["strategy"],
-            row["start"],
-            f"{row['evaluations']:g} / {row['plain_evaluations']:g}",
-            ratio(row["to_plain"]),
-            ratio(row["to_same_switch"]),
-        ]
-        for row in found["sampling"]
-    ]
-    few, all_of, fitting = found["opening"]["of_five"], found["opening"]["of_many"], found["fitting"]
-    others = [
-        ["what", "found"],
-        ["sampler alone, to `routed` of 8", ratio(found["sampler_alone"])],
-        ["a step of tokens, to one of the whole network", ratio(found["step_of_tokens"])],
-        ["four owners in one fit, to four fits", ratio(fitting["four_in_one_fit"])],
-        ["their bytes are the same", str(fitting["same_bytes"])],
-        [f"a source of {fitting['images']} images, `none`", f"{fitting['seconds_of_one_source']:.1f} s"],
-        ["PNG of 32x32 in colour, tar to batch", f"{found['images_per_second']:.0f} images/s"],
-        ["opening 5 owners of a store of 5", f"{few['seconds']:.2f} s, {few['MB_read']:.1f} MB read"],
-        [f"the same 5 of {found['many']}", f"{all_of['seconds']:.2f} s, {all_of['MB_read']:.1f} MB read"],
-    ]
-    return "\n\n".join(markdown(lines) for lines in ([head, *rows], others))
+def measured(work: Path, many: int, pairs: int, uvit: Path | None) -> dict[str, Any]:
+    """Prepare and time everything; see `tables_of` for what it is."""
+    prepare(work)
+    five = [f"owner{k}" for k in range(5)]
+    write_many(work / "five", Store.open(work / "guided-4"), 5)
+    write_many(work / "many", Store.open(work / "guided-4"), many)
+    fitting = costs_of_fitting(work)
+    every = opened(work / "guided-4", OWNERS)
+    return {
+        "many": many,
+        "fitting": fitting,
+        "sampling": [row for patch in PATCHES for row in costs_of_sampling(work, patch, pairs, many * (patch == "4"))],
+        "opening": {
+            "of_five": opening(work / "five", five),
+            "of_many": opening(work / "many", five),
+            "all_of_many": opening(work / "many", "all"),
+        },
+        "sampler_alone": asdict(in_turns(sampler_alone(every, Settings()), sampling(every, Settings()), pairs)),
+        "step_of_tokens": steps_of_training(work, pairs),
+        "images_per_second": images_per_second(work / "shards-colour", "one", 32, 3),
+        "MB_at_most": peaks(work),
+        "uvit": None if uvit is None else against_public(uvit, pairs),
+        "pairs": pairs,
+        "versions": versions(),
+    }
 
 
 def main() -> None:
@@ -133,30 +171,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", default="out/speed", help="folder of shards and stores; made anew")
     parser.add_argument("--many", type=int, default=1000, help="owners of the large store")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="turns that everything is timed in")
+    parser.add_argument("--uvit", type=Path, default=None, help="a checkout of github.com/baofff/U-ViT")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work, started = Path(options.work), time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)
-    prepare(work)
-    five = [f"owner{k}" for k in range(5)]
-    write_many(work / "five", Store.open(work / "guided"), 5)
-    write_many(work / "many", Store.open(work / "guided"), options.many)
-    every = opened(work / "guided", OWNERS)
-    tokens, whole = (training_step(work / "plain", 8, whole=whole) for whole in (False, True))
-    found: dict[str, Any] = {
-        "many": options.many,
-        "fitting": costs_of_fitting(work),
-        "sampling": costs_of_sampling(work),
-        "opening": {"of_five": opening(work / "five", five), "of_many": opening(work / "many", five)},
-        "sampler_alone": asdict(in_turns(sampler_alone(every, Settings()), sampling(every, Settings()))),
-        "step_of_tokens": asdict(in_turns(tokens, whole)),
-        "images_per_second": images_per_second(work / "shards-colour", "one", 32, 3),
-        "pairs": PAIRS,
-        "versions": versions(),
-    }
+    found = measured(work, options.many, options.pairs, options.uvit)
     found["seconds"] = round(time.perf_counter() - started, 1)
     write_report(work / "speed.json", found)
-    print(table_of(found))
+    print(tables_of(found))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 
 from cdm_lightning.backbone import UViT, freeze
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.cost import peak_of_process
-from cdm_lightning.generation import Settings, sample_batch
+from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.prompts import Tokens
 from cdm_lightning.seeding import generator
@@ -25,38 +26,67 @@ from datamodules import ShardDataModule
 
 PAIRS = 5
 BATCH = 64
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What something took by the clock, and of the processor."""
+
+    clock: float
+    processor: float
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times the seconds of another thing one takes, over pairs.
+    """How many times the seconds of another thing one takes, over turns.
 
     Attributes:
-        seconds: of the one, median.
-        ratio: median over pairs.
-        least: of all pairs.
-        most: of all pairs.
+        seconds: of the one, median, by the clock.
+        ratio: median over turns, by the clock.
+        least: of all turns.
+        most: of all turns.
+        processor: median over turns, in seconds of the processor, which other work on the machine hardly changes.
     """
 
     seconds: float
     ratio: float
     least: float
     most: float
+    processor: float
+
+    @classmethod
+    def of(cls, ones: Sequence[Seconds], others: Sequence[Seconds]) -> "Ratio":
+        """Return the ratio of two things that were timed in the same turns."""
+        turns = list(zip(ones, others, strict=True))
+        ratios = [one.clock / other.clock for one, other in turns]
+        processor = statistics.median(one.processor / other.processor for one, other in turns)
+        seconds = statistics.median(one.clock for one in ones)
+        return cls(seconds, statistics.median(ratios), min(ratios), max(ratios), processor)
 
 
-def seconds_of(action: Callable[[], object]) -> float:
+def seconds_of(action: Callable[[], object]) -> Seconds:
     """Return how long something takes."""
-    start = time.perf_counter()
+    clock, processor = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start
+    return Seconds(time.perf_counter() - clock, time.process_time() - processor)
+
+
+def by_turns(actions: Mapping[Key, Callable[[], object]], turns: int = PAIRS) -> dict[Key, list[Seconds]]:
+    """Time things in turns, after one turn that does not count."""
+    for action in actions.values():
+        action()
+    found: dict[Key, list[Seconds]] = {name: [] for name in actions}
+    for _ in range(turns):
+        for name, action in actions.items():
+            found[name].append(seconds_of(action))
+    return found
 
 
 def in_turns(one: Callable[[], object], other: Callable[[], object], pairs: int = PAIRS) -> Ratio:
-    """Time two things in turns, after one turn that does not count."""
-    one(), other()
-    turns = [(seconds_of(one), seconds_of(other)) for _ in range(pairs)]
-    ratios = [mine / theirs for mine, theirs in turns]
-    return Ratio(statistics.median(mine for mine, _ in turns), statistics.median(ratios), min(ratios), max(ratios))
+    """Time two things in turns."""
+    found = by_turns({"one": one, "other": other}, pairs)
+    return Ratio.of(found["one"], found["other"])
 
 
 def opened(store: Path, sources: str | list[str]) -> Compartments:
@@ -72,6 +102,17 @@ def sampling(model: Compartments, settings: Settings) -> Callable[[], None]:
         sample_batch(composed, shape, range(BATCH), settings, weigh=False)
 
     return action
+
+
+def proportions(model: Compartments, settings: Settings, images: int = 512) -> dict[str, float]:
+    """Return how far the sources that images follow are from the prior: the largest difference, and chi-square's p."""
+    composed, drawn = model.composed(settings.strategy), list[str]()
+    for indices in batched(images, BATCH):
+        drawn += sample_batch(composed, model.public.closed_form.shape, indices, settings, weigh=False).drawn or []
+    expected = {source: share * len(drawn) for source, share in model.prior().items()}
+    counted = [drawn.count(source) for source in expected]
+    off = max(abs(count - one) for count, one in zip(counted, expected.values(), strict=True)) / len(drawn)
+    return {"images": len(drawn), "off": off, "p": float(chisquare(counted, list(expected.values())).pvalue)}
 
 
 def evaluations(model: Compartments, settings: Settings) -> float:
@@ -128,7 +169,7 @@ def training_step(store: Path, tokens: int, whole: bool) -> Callable[[], None]:
 
 
 def images_per_second(root: Path, source: str, size: int, channels: Literal[1, 3]) -> float:
-    """Return images a second from tar to batch, by the training stream of one source, on this thread."""
+    """Return images a second of the processor from tar to batch, by the training stream of one source."""
     data = ShardDataModule(str(root), image_size=size, channels=channels, heldout_fraction=0.0, batch_size=BATCH)
     data.open(source)
     batches = iter(data.train_dataloader())
@@ -138,21 +179,21 @@ def images_per_second(root: Path, source: str, size: int, channels: Literal[1, 3
 
 
 def _timed(batches: Iterator[Any]) -> tuple[list[Any], float]:
-    start = time.perf_counter()
+    start = time.process_time()
     once = [next(batches) for _ in range(32)]
-    return once, time.perf_counter() - start
+    return once, time.process_time() - start
 
 
-def opening(store: Path, sources: list[str]) -> dict[str, float]:
+def opening(store: Path, sources: str | list[str]) -> dict[str, float]:
     """Return seconds and bytes that opening some sources of a store takes, in a process of its own, and its memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_opening, store, sources).result()
 
 
-def _opening(store: Path, sources: list[str]) -> dict[str, float]:
+def _opening(store: Path, sources: str | list[str]) -> dict[str, float]:
     torch.set_num_threads(1)
     before, held = _bytes_read(), peak_of_process() or 0
-    seconds = seconds_of(lambda: opened(store, sources))
+    seconds = seconds_of(lambda: opened(store, sources)).clock
     return {
         "seconds": seconds,
         "MB_read": (_bytes_read() - before) / 1e6,

@@ -24,6 +24,7 @@ from cdm_lightning.store import Store
 OWNERS = [f"owner{k}" for k in range(8)]
 SIZE, IMAGES, OF_OWNER, OF_PUBLIC = 28, 6000, 750, 600
 CONFIG = ("--config", "fashion_shards.yaml")
+FINER = ("--model.backbone.init_args.patch_size", 4)  # three times the tokens
 PLAIN = ("--model.guide", "none", "--model.sigma_switch", "inf")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 
@@ -53,12 +54,13 @@ def write_images(folder: Path, count: int, size: int, channels: int) -> None:
         Image.fromarray(pixels.numpy()).save(folder / f"{k:05d}.png")
 
 
-def write_shards(work: Path, name: str, sources: dict[str, int], size: int, channels: int) -> Path:
-    """Write shards of sources with so many images each; return their folder."""
+def write_shards(work: Path, name: str, sources: dict[str, int], size: int, channels: int, shards: int = 4) -> Path:
+    """Write so many shards of every source, with so many images each; return their folder."""
     for source, count in sources.items():
         write_images(work / f"images-{name}" / source, count, size, channels)
     root = work / f"shards-{name}"
     origin = ("--from", "folder", "--input", work / f"images-{name}", "--size", size, "--channels", channels)
+    origin += ("--shards-per-source", shards)
     command("shards", *origin, "--heldout-fraction", 0, "--out", root)
     return root
 

@@ -73,9 +73,9 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
 
     def composed(self, strategy: Strategy) -> ComposedDenoiser:
         """Return the composed denoiser of these sources, with the closed forms' evidence."""
-        return ComposedDenoiser(
-            self, self.evidence(), self.prior(), strategy, self.sigma_switch, closed_form=self.law_above(strategy)
-        )
+        law = self.law_above(strategy)
+        owner = self.owner_in_mixture() if law is not None and strategy == "routed" else None
+        return ComposedDenoiser(self, self.evidence(), self.prior(), strategy, self.sigma_switch, law, owner)
 
     def law_above(self, strategy: Strategy) -> Gaussians | None:
         """Return the mixture that a strategy samples from above the switch, if it is one."""
@@ -184,6 +184,11 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
     def mixture(self) -> Gaussians:
         """The exact mixture of the closed forms, sum_i lambda_i G_i; nothing in it is merged."""
         return union_of(list(self.closed_forms.values()), [own.n for own in self._parts()])
+
+    def owner_in_mixture(self) -> Tensor:
+        """Return the index [cluster] of the source that each cluster of `mixture` is of."""
+        clusters = torch.tensor([len(form.mean) for form in self.closed_forms.values()])
+        return torch.arange(len(clusters)).repeat_interleave(clusters)
 
     @cached_property
     def _images_behind(self) -> tuple[Tensor, Tensor]:

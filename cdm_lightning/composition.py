@@ -66,6 +66,7 @@ class ComposedDenoiser:
         sigma_switch: the level at which `routed` draws.
         closed_form: what all sources together are at and above `sigma_switch`, if that is one known mixture; its
             denoiser is sum_i w_i D_i, but no weight has to be computed.
+        owner: [cluster] index of the source that each cluster of `closed_form` is of, if each is of one.
 
     Raises:
         BadInput: unknown strategy, or one that these denoisers cannot follow.
@@ -80,6 +81,7 @@ class ComposedDenoiser:
         strategy: Strategy = "routed",
         sigma_switch: float = 1.0,
         closed_form: Gaussians | None = None,
+        owner: Tensor | None = None,
     ) -> None:
         if not set(denoisers) == set(evidence) == set(prior) or not denoisers:
             raise ValueError(
@@ -99,7 +101,7 @@ class ComposedDenoiser:
         shares = torch.tensor([prior[source] for source in self.sources], dtype=torch.float64)
         self.prior = shares / shares.sum()
         self.strategy, self.sigma_switch = strategy, single(sigma_switch)
-        self.closed_form = closed_form
+        self.closed_form, self.owner = closed_form, owner
 
     def weights(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the posterior w_i(x; sigma) [source, batch], in the order of `sources`."""
@@ -139,24 +141,6 @@ class ComposedDenoiser:
         denoiser, evidence = {source: self.denoisers[source]}, {source: self.evidence[source]}
         return ComposedDenoiser(denoiser, evidence, {source: 1.0}, "posterior", self.sigma_switch)
 
-    def at_switch(self, seed: int, indices: Sequence[int], noise: Tensor) -> Tensor:
-        """Return x ~ p(x; sigma_switch), shaped as `noise`, without a step: the law that a trajectory arrives with.
-
-        Args:
-            seed: the draw of image k is a function of (seed, k) alone, and of the mixture.
-            indices: k of each image.
-            noise: standard normal numbers [batch, ...].
-
-        Raises:
-            BadInput: the law is not known: the strategy mixes no closed forms above the switch, or there is no switch.
-        """
-        if self.closed_form is None or math.isinf(self.sigma_switch):
-            raise BadInput(
-                "--start switch needs the law of the composed model at the switch: choose the strategy routed, draft "
-                "or posterior, and no --sigma_switch inf"
-            )
-        return self.closed_form.draw(noise, uniform(image_generators(seed, indices, "cluster")), self.sigma_switch)
-
     def start(self, seed: int, indices: Sequence[int]) -> "Trajectory":
         """Return the callable of one trajectory of the images `indices`; its draws depend on (seed, k) alone."""
         return Trajectory(self, seed, indices)
@@ -181,10 +165,34 @@ class Trajectory:
     def __init__(self, composed: ComposedDenoiser, seed: int, indices: Sequence[int]) -> None:
         self.composed = composed
         self.jump = composed.sigma_switch if composed.strategy == "routed" else math.inf
+        self._seed, self._indices = seed, indices
         self._uniform = uniform(image_generators(seed, indices, "source"))
         self.drawn: Tensor | None = None
         if composed.strategy == "assign":
             self.drawn = draw_source(composed.prior[:, None].expand(-1, len(indices)), self._uniform)
+
+    def at_switch(self, noise: Tensor) -> Tensor:
+        """Return x ~ p(x; sigma_switch), shaped as `noise`, without a step: the law that a trajectory arrives with.
+
+        `routed` draws x and its source together, which has the law of x first and then a source by its weights, and so
+        computes none.
+
+        Args:
+            noise: standard normal numbers [batch, ...].
+
+        Raises:
+            BadInput: the law is not known: the strategy mixes no closed forms above the switch, or there is no switch.
+        """
+        law, switch = self.composed.closed_form, self.composed.sigma_switch
+        if law is None or math.isinf(switch):
+            raise BadInput(
+                "--start switch needs the law of the composed model at the switch: choose the strategy routed, draft "
+                "or posterior, and no --sigma_switch inf"
+            )
+        cluster = law.draw_cluster(uniform(image_generators(self._seed, self._indices, "cluster")))
+        if self.composed.strategy == "routed" and self.composed.owner is not None:
+            self.drawn = self.composed.owner[cluster]
+        return law.draw(noise, cluster, switch)
 
     def on_step(self, x: Tensor, sigma: Tensor) -> None:
         """Draw each image's source if this step starts at the switch or below it, and none was drawn."""

@@ -123,19 +123,22 @@ class Gaussians:
             log_joint = self._log_joint(centred, along, sigma)
             return log_joint, self._denoised(centred, along, log_joint.softmax(0), sigma).reshape(x.shape)
 
-    def draw(self, noise: Tensor, uniform: Tensor, sigma: float) -> Tensor:
-        """Draw x ~ p(x; sigma), shaped as `noise`.
+    def draw_cluster(self, uniform: Tensor) -> Tensor:
+        """Return a cluster [batch] drawn by its share, with a number in [0, 1) per image (float64); both on the CPU."""
+        cumulative = self.log_share.double().exp().cpu().cumsum(0)
+        return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(cumulative) - 1)
 
-        x is where the probability flow of one cluster, drawn by its share, brings noise from an endless level down to
-        sigma: mean + (covariance + sigma^2)^(1/2) noise (Wang and Vastola 2024, eq. 12).
+    def draw(self, noise: Tensor, cluster: Tensor, sigma: float) -> Tensor:
+        """Draw x ~ p(x | cluster; sigma), shaped as `noise`.
+
+        x is where the probability flow of the cluster brings noise from an endless level down to sigma:
+        mean + (covariance + sigma^2)^(1/2) noise (Wang and Vastola 2024, eq. 12).
 
         Args:
             noise: standard normal numbers [batch, channel, height, width].
-            uniform: one number in [0, 1) per image [batch], float64, on the CPU.
+            cluster: [batch].
             sigma: the level, at least 0.
         """
-        cumulative = self.log_share.double().exp().cpu().cumsum(0)
-        cluster = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_max(len(cumulative) - 1)
         cluster, flat = cluster.to(noise.device), noise.flatten(1)
         along = torch.cat([part[None] @ self.basis[k] for part, k in zip(flat, cluster, strict=True)])
         rest, variance = (self.rest + sigma**2).sqrt()[cluster, None], (self.variance + sigma**2).sqrt()[cluster]

@@ -116,7 +116,7 @@ def sample_batch(
     sigmas = karras_sigmas(settings.steps, SIGMA_MIN, SIGMA_MAX, through=composed.sigma_switch)
     with torch.inference_mode():
         if settings.start == "switch":
-            first, sigmas = composed.at_switch(settings.seed, indices, noise), below(sigmas, composed.sigma_switch)
+            first, sigmas = trajectory.at_switch(noise), below(sigmas, composed.sigma_switch)
             noise = first / float(sigmas[0])
         images = sample(
             trajectory,

@@ -71,10 +71,6 @@ class GuidedDenoiser:
         """Return D_g(x; sigma), shaped as x, for sigma [batch]."""
         return extrapolated(self.conditional, self.unconditional, self.guidance, x, sigma)
 
-    def at_switch(self, seed: int, indices: Sequence[int], noise: Tensor) -> Tensor:
-        """Raise BadInput: nobody knows what the guided model samples from at the switch."""
-        raise BadInput("--start switch has no guidance, whose law at the switch is not known: leave one of them out")
-
     def start(self, seed: int, indices: Sequence[int]) -> "GuidedTrajectory":
         """Return the callable of one trajectory of the images `indices`; its draws depend on (seed, k) alone."""
         return GuidedTrajectory(self, seed, indices)
@@ -101,6 +97,10 @@ class GuidedTrajectory:
     def drawn(self) -> Tensor | None:
         """Return the index [batch] into `sources` of what the conditional branch follows, or None (yet)."""
         return self.conditional.drawn
+
+    def at_switch(self, noise: Tensor) -> Tensor:
+        """Raise BadInput: nobody knows what the guided model samples from at the switch."""
+        raise BadInput("--start switch has no guidance, whose law at the switch is not known: leave one of them out")
 
     def on_step(self, x: Tensor, sigma: Tensor) -> None:
         """Let each branch draw its source, if it has to."""

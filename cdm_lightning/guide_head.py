@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+AT_ONCE = 4  # images whose features stay in the cache of a CPU
+
 
 class GuideHead(nn.Module):
     """Three convolutions over x, draft and residual, modulated by the noise level; added to the guided backbone's F.
@@ -40,7 +42,13 @@ class GuideHead(nn.Module):
             seen: x, draft and residual, [batch, 3 channel, height, width].
             embedding: of the noise level, [batch, width].
         """
-        scale, shift = self.level(embedding)[:, :, None, None].chunk(2, dim=1)
+        change = self.level(embedding)[:, :, None, None]
+        if seen.device.type != "cpu" or torch.is_grad_enabled():
+            return self._added(seen, change)
+        return torch.cat([self._added(*some) for some in zip(seen.split(AT_ONCE), change.split(AT_ONCE), strict=True)])
+
+    def _added(self, seen: Tensor, change: Tensor) -> Tensor:
+        scale, shift = change.chunk(2, dim=1)
         hidden = silu(self.enter(seen) * (1 + scale) + shift)
         output: Tensor = self.leave(silu(hidden + self.middle(hidden)))
         return output

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class PlainBlock(Block):
@@ -14,6 +15,19 @@ class PlainBlock(Block):
     def __init__(self, width: int, heads: int, norm_epsilon: float) -> None:
         norm_layer = partial(nn.LayerNorm, eps=norm_epsilon)
         super().__init__(width, heads, qkv_bias=False, norm_layer=norm_layer)  # type: ignore[arg-type]
+
+    def beside(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        """Return the block's output for `tokens` [batch, token, width], which also attend to a `prompt` shaped alike.
+
+        It is what the block makes of both of them, but for the prompt's own outputs, which nobody would look at: a
+        prompt has keys and values alone.
+        """
+        count, attention = tokens.shape[1], self.attn
+        both = attention.qkv(self.norm1(torch.cat([tokens, prompt], dim=1)))
+        query, key, value = both.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(query[:, :, :count], key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + attention.proj(mixed)
+        return tokens + self.mlp(self.norm2(tokens))
 
 
 class SkipBlock(PlainBlock):
@@ -38,10 +52,9 @@ def sinusoidal_embedding(time: Tensor, width: int, longest_period: float = 10000
 
 
 def with_prompt(block: nn.Module, tokens: Tensor, prompt: Tensor | None, layer: int) -> Tensor:
-    """Run a block over the tokens and this layer's prompt tokens, which come last and are dropped afterwards."""
-    if prompt is None:
-        return block(tokens)  # type: ignore[no-any-return]
-    return block(torch.cat([tokens, prompt[:, layer]], dim=1))[:, : tokens.shape[1]]  # type: ignore[no-any-return]
+    """Run a block over the tokens, beside this layer's prompt tokens if there are any."""
+    assert isinstance(block, PlainBlock)
+    return block(tokens) if prompt is None else block.beside(tokens, prompt[:, layer])
 
 
 def unpatchify(patches: Tensor, channels: int, size: int) -> Tensor:

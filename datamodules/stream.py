@@ -92,6 +92,11 @@ class SourceStream(IterableDataset[Batch | ShardError]):
         return mixed_stream(own, public, mixed.share, start)
 
 
+def _as_it_is(item: Batch | ShardError) -> Batch | ShardError:
+    """Return what the stream yields: DataLoader would look at every key and label for something to convert."""
+    return item
+
+
 class SourceLoader(DataLoader[Batch | ShardError]):
     """Loads a `SourceStream` and raises the error that it yields: one raised in a worker comes with its traceback.
 
@@ -99,7 +104,8 @@ class SourceLoader(DataLoader[Batch | ShardError]):
     """
 
     def __init__(self, stream: SourceStream, num_workers: int) -> None:
-        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        random = torch.Generator()
+        super().__init__(stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=random)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for item in super().__iter__():

@@ -71,6 +71,17 @@ def test_the_head_works_pixel_by_pixel_with_a_reach_of_three() -> None:
     assert not torch.allclose(head(seen, embedding[0]), head(seen, embedding[1]))
 
 
+def test_the_head_works_in_pieces_where_nothing_is_trained() -> None:
+    head, generator = GuideHead(channels=1, width=16), torch.Generator().manual_seed(6)
+    head.initialize(generator)
+    for parameter in (head.leave.weight, head.level.weight):
+        nn.init.normal_(parameter, generator=generator)
+    seen, embedding = torch.randn(11, 3, 16, 16, generator=generator), torch.randn(11, 16, generator=generator)
+    with torch.no_grad():
+        pieces = head(seen, embedding)
+    assert torch.equal(pieces, head(seen, embedding))
+
+
 def test_every_sample_sees_its_own_prompt() -> None:
     backbone = tiny()
     x, time, guide = inputs(4)

@@ -396,7 +396,7 @@ def test_draws_have_the_moments_of_every_cluster(level: float) -> None:
     mixed = mixture(3, clusters=2).to("cpu", torch.float64)
     noise = torch.randn(40_000, *SHAPE, generator=generator(0), dtype=torch.float64)
     uniform = torch.rand(40_000, generator=generator(1), dtype=torch.float64)
-    drawn = mixed.draw(noise, uniform, level).flatten(1)
+    drawn = mixed.draw(noise, mixed.draw_cluster(uniform), level).flatten(1)
     first = uniform < float(mixed.log_share[0].exp())
     for k, members in enumerate((drawn[first], drawn[~first])):
         basis, excess = mixed.basis[k], mixed.variance[k] - mixed.rest[k]
@@ -412,5 +412,5 @@ def test_a_draw_is_the_end_of_the_flow_from_the_same_noise() -> None:
     single = mixture(5, clusters=1).to("cpu", torch.float64)
     noise = torch.randn(6, *SHAPE, generator=generator(0), dtype=torch.float64)
     sigmas = karras_sigmas(600, 0.5, 3000.0)[:-1]
-    drawn = single.draw(noise, torch.zeros(6, dtype=torch.float64), 0.5)
+    drawn = single.draw(noise, torch.zeros(6, dtype=torch.long), 0.5)
     torch.testing.assert_close(drawn, sample(single.denoise, noise, sigmas), rtol=0, atol=3e-3)

@@ -96,10 +96,20 @@ def test_images_that_start_at_the_switch_are_of_the_sources_by_their_numbers(sto
     compartments, n = open_compartments(Store.open(store), "all", sigma_switch=0.5, device="cpu"), 6000
     composed = compartments.composed("routed")
     noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    weights = composed.weights(composed.at_switch(0, range(n), noise), torch.full((n,), 0.5))
+    trajectory = composed.start(0, range(n))
+    weights = composed.weights(trajectory.at_switch(noise), torch.full((n,), 0.5))
     error = weights.std(1) / math.sqrt(n)
     assert ((weights.mean(1) - composed.prior).abs() < 4 * error).all()
     assert weights.max(0).values.median() > 0.9, "sources can be told apart, so this can fail"
+    assert trajectory.drawn is not None
+    drawn = torch.nn.functional.one_hot(trajectory.drawn, len(weights)).T
+    assert (drawn.argmax(0) == weights.argmax(0)).double().mean() > 0.8, "an image follows the source that it is of"
+    for given in (
+        torch.ones(n),
+        *weights,
+    ):  # given x, a source is drawn by its weight: the difference is no function of x
+        product = (drawn - weights) * given
+        assert (product.mean(1).abs() <= 4 * product.std(1) / math.sqrt(n)).all()
 
 
 @pytest.mark.parametrize("strategy", ["routed", "assign"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from cdm_lightning import images
 from cdm_lightning.images import (
     PIXEL_LIMIT,
     as_tensor,
@@ -82,6 +83,18 @@ def test_png_round_trip(channels: int) -> None:
 def test_png_of_a_strided_view_is_that_of_its_copy() -> None:
     images = torch.stack([picture(3), 255 - picture(3)], dim=-1)
     assert encode_png(images[..., 1]) == encode_png(images[..., 1].contiguous())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_plain_png_is_not_read_as_a_file(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, shape = encode_png(picture(channels)), (channels, 7, 5)
+    with_more = data[:33] + data[33:].replace(data[33:41], b"\0\0\0\0gAMA\0\0\0\0" + data[33:41], 1)
+    expected = as_tensor(opened(data), channels)
+    monkeypatch.setattr(images, "_header", lambda file: pytest.fail("a file was read"))
+    assert torch.equal(decode_image(data, shape), expected)
+    for other in (with_more, data[:-1], data.replace(b"IDAT", b"JDAT")):
+        with pytest.raises(pytest.fail.Exception, match="a file was read"):
+            decode_image(other, shape)
 
 
 def test_grey_becomes_three_equal_channels_and_colour_becomes_luma() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import table_of
-from benchmarks.speed_rows import Nothing, Ratio, _bytes_read, in_turns
+from benchmarks.speed_rows import Nothing, Ratio, Seconds, _bytes_read, in_turns
+from benchmarks.speed_tables import tables_of
 
 
 def test_a_ratio_is_of_pairs_in_turns() -> None:
@@ -36,21 +36,46 @@ def test_what_costs_nothing_says_nothing() -> None:
     assert Nothing().log_density(x, sigma).tolist() == [0.0, 0.0]
 
 
-def test_the_table_has_what_was_found() -> None:
-    ratio = vars(Ratio(0.5, 0.712, 0.69, 0.75))
-    row = {"N": 8, "strategy": "routed", "start": "switch", "evaluations": 18.0, "plain_evaluations": 35.0}
-    opening = {"seconds": 1.234, "MB_read": 20.04}
-    text = table_of(
+def test_a_ratio_of_turns() -> None:
+    ones, others = [Seconds(2, 1), Seconds(6, 1), Seconds(5, 3)], [Seconds(1, 2), Seconds(2, 1), Seconds(5, 1)]
+    assert Ratio.of(ones, others) == Ratio(seconds=5, ratio=2, least=1, most=3, processor=1)
+
+
+def test_the_tables_have_what_was_found() -> None:
+    ratio = vars(Ratio(0.5, 0.712, 0.69, 0.75, 0.7))
+    row = {
+        "patch": "4",
+        "N": 8,
+        "strategy": "routed",
+        "start": "switch",
+        "evaluations": 18.0,
+        "plain_evaluations": 35.0,
+    }
+    opening = {"seconds": 1.234, "MB_read": 20.04, "MB_held": 30.0}
+    drawn = {"images": 512, "off": 0.0123, "p": 0.456}
+    text = tables_of(
         {
             "many": 1000,
-            "sampling": [row | {"to_plain": ratio, "to_same_switch": ratio}],
-            "opening": {"of_five": opening, "of_many": opening},
+            "sampling": [row | {"to_plain": ratio, "to_same_switch": ratio, "proportions": drawn}],
+            "opening": {"of_five": opening, "of_many": opening, "all_of_many": opening},
             "sampler_alone": ratio,
-            "step_of_tokens": ratio,
+            "step_of_tokens": {"4": ratio},
             "images_per_second": 9876.5,
-            "fitting": {"images": 6000, "seconds_of_one_source": 4.25, "four_in_one_fit": ratio, "same_bytes": True},
+            "MB_at_most": {"fit 1 owner": 1234.5},
+            "uvit": {"apart": 1e-6, "forward bfloat16": ratio},
+            "fitting": {
+                "images": 6000,
+                "seconds_of_one_source": 4.25,
+                "of_processor": 3.25,
+                "four_in_one_fit": ratio,
+                "same_bytes": True,
+            },
         }
     )
-    assert "| 8 | routed | switch | 18 / 35 | 0.71 (0.69 to 0.75) | 0.71 (0.69 to 0.75) |" in text
-    assert "| the same 5 of 1000 | 1.23 s, 20.0 MB read |" in text
-    assert "| a source of 6000 images, `none` | 4.2 s |" in text
+    found = "0.71 (0.69 to 0.75), 0.70"
+    assert f"| 4 | 8 | routed | switch | 18 / 35 | {found} | {found} |" in text
+    assert "| the same 5 of 1000 | 1.23 s, 20.0 MB read, 30 MB held |" in text
+    assert "| a source of 6000 images, `none` | 4.2 s, 3.2 s of the processor |" in text
+    assert f"| our U-ViT to the public code, forward bfloat16 | {found} |" in text
+    assert "| sources of 512 images, `routed` from the switch | off by 0.012 at most, p 0.46 |" in text
+    assert "| fit 1 owner | 1234 |" in text

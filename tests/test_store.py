@@ -106,6 +106,14 @@ def test_a_compartment_comes_back(store: Store) -> None:
     assert read_card == card(store, "a")
 
 
+def test_one_compartment_is_read_without_a_look_at_the_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "sources", lambda self: pytest.fail("all sources were listed"))
+    assert store.read_compartment("a")[1].source == "a"
+    for name in ("c", "../compartments/a", ".a"):
+        with pytest.raises(pytest.fail.Exception, match="all sources were listed"):
+            store.read_card(name)
+
+
 def test_a_compartment_has_three_files_and_nothing_else_is_left(store: Store) -> None:
     assert visible(store) == ["a", "b"]
     assert sorted(os.listdir(store.folder("a"))) == ["README.md", "card.json", "compartment.safetensors"]
