@@ -112,7 +112,7 @@ def test_folders_and_tars_are_read_and_what_is_no_image_is_named(
     said = capsys.readouterr().err
     head, *reasons = said[said.index("4 of the images could not be used:") :].splitlines()
     assert head == "4 of the images could not be used:"
-    assert all(name in reason for name, reason in zip(report["refused"], reasons, strict=True))
+    assert [sum(name in reason for reason in reasons) for name in report["refused"]] == [1] * 4 == [1] * len(reasons)
     assert "there is no such file" in report["refused"][given[3]]
     assert main(["attribute", "--store", str(store), "--sources", "all", given[3]]) == 2
     assert "no image can be used: " in capsys.readouterr().err
