@@ -300,11 +300,12 @@ def test_a_damaged_budget_is_told(value: Any) -> None:
 
 def test_releases_are_kept_by_source_and_damage_is_told(tmp_path: Path) -> None:
     assert released(tmp_path, "a") == Spent((), 0.0)
-    for source, mu, slack in (("a", 1.5, 0.0), ("b", 2.0, 1e-6), ("a", 0.5, 2e-6), ("a", 1.0, 3e-6)):
+    for source, mu, slack in (("a", 1.5, 0.0), ("b", 2.0, 0.1), ("a", 0.5, 2.0**-18), ("a", 1.0, 2.0**-17)):
         note_release(tmp_path, source, mu, slack)
-    assert released(tmp_path, "a") == Spent((1.5, 0.5, 1.0), 5e-6)
-    assert released(tmp_path, "a").epsilon(1e-5) == epsilon_of(composed([1.5, 0.5, 1.0]), 1e-5 - 5e-6)
-    assert released(tmp_path, "a").epsilon(5e-6) == math.inf
+    slack = 3 * 2.0**-18
+    assert released(tmp_path, "a") == Spent((1.5, 0.5, 1.0), slack)
+    assert released(tmp_path, "a").epsilon(1e-4) == epsilon_of(composed([1.5, 0.5, 1.0]), 1e-4 - slack)
+    assert released(tmp_path, "a").epsilon(slack) == math.inf
     with (tmp_path / RELEASES).open("a") as file:
         file.write('{"source": "a", "mu": -1}\n')
     with pytest.raises(StoreError, match="line 5"):
