@@ -132,11 +132,11 @@ def costs_of_fitting(work: Path) -> dict[str, Any]:
 
 def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
     """Return the ratio of a step of tokens to one of the whole network, for each network without a guide."""
-    steps = {
-        patch: in_turns(*(training_step(work / f"plain-{patch}", 8, whole=whole) for whole in (False, True)), pairs)
-        for patch in PATCHES
-    }
-    return {patch: asdict(ratio) for patch, ratio in steps.items()}
+    found = {}
+    for patch in PATCHES:
+        tokens, whole = (training_step(work / f"plain-{patch}", 8, whole=whole) for whole in (False, True))
+        found[patch] = asdict(in_turns(tokens, whole, pairs))
+    return found
 
 
 def measured(work: Path, many: int, pairs: int, uvit: Path | None) -> dict[str, Any]:

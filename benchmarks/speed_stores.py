@@ -60,8 +60,8 @@ def write_shards(work: Path, name: str, sources: dict[str, int], size: int, chan
         write_images(work / f"images-{name}" / source, count, size, channels)
     root = work / f"shards-{name}"
     origin = ("--from", "folder", "--input", work / f"images-{name}", "--size", size, "--channels", channels)
-    origin += ("--shards-per-source", shards)
-    command("shards", *origin, "--heldout-fraction", 0, "--out", root)
+    rest = ("--shards-per-source", shards, "--heldout-fraction", 0, "--out", root)
+    command("shards", *origin, *rest)
     return root
 
 

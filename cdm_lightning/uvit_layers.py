@@ -4,7 +4,7 @@ import math
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -23,11 +23,13 @@ class PlainBlock(Block):
         prompt has keys and values alone.
         """
         count, attention = tokens.shape[1], self.attn
-        both = attention.qkv(self.norm1(torch.cat([tokens, prompt], dim=1)))
+        assert isinstance(attention, Attention)
+        both: Tensor = attention.qkv(self.norm1(torch.cat([tokens, prompt], dim=1)))
         query, key, value = both.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(query[:, :, :count], key, value).transpose(1, 2).flatten(2)
         tokens = tokens + attention.proj(mixed)
-        return tokens + self.mlp(self.norm2(tokens))
+        changed: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return changed
 
 
 class SkipBlock(PlainBlock):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -92,7 +93,7 @@ class SourceStream(IterableDataset[Batch | ShardError]):
         return mixed_stream(own, public, mixed.share, start)
 
 
-def _as_it_is(item: Batch | ShardError) -> Batch | ShardError:
+def _as_it_is(item: Any) -> Any:
     """Return what the stream yields: DataLoader would look at every key and label for something to convert."""
     return item
 
