@@ -44,7 +44,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
         bars = axis.barh(list(seconds), [100 * one / total for one in seconds.values()], color="#4477aa")
         axis.bar_label(bars, fmt="%.0f %%", padding=2)
         axis.invert_yaxis()
-        axis.set_title(f"{title}: {total:.2f} s", fontsize=10)
+        axis.set_title(title.replace(", ", "\n", 1), fontsize=10)
         axis.set_xlim(0, 115 * max(seconds.values()) / total)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("share of the seconds, %", fontsize=9)
