@@ -123,39 +123,46 @@ def key_of(root: Path) -> tuple[str, int]:
     return key, int(key.rpartition("-")[2])
 
 
-def compare(folder: Path, kinds: Sequence[str], steps: int, backbone_steps: int) -> dict[str, object]:
-    """Return whether the bytes are the same, by kind and comparison."""
+def prepare(folder: Path, backbone_steps: int) -> str:
+    """Write shards with all images and without one, and fit a backbone; return the key of the one."""
     rows = write_images(folder / "images")
     write_shards(rows, folder, "all")
     key, number = key_of(folder / "all")
     write_shards(rows[:number] + rows[number + 1 :], folder, "without")
-    Trial(folder, "none", steps).fit(folder / "backbone", "", "all", "--model.backbone_steps", backbone_steps)
-    found: dict[str, dict[str, bool]] = {}
-    seconds = {}
-    for kind in kinds:
-        start, trial = time.perf_counter(), Trial(folder, kind, steps)
-        trial.options = (*trial.options, "--model.backbone_steps", backbone_steps)
-        found[kind] = {}
-        for said, same in (*trial.sources(), *trial.samples(key)):
-            found[kind][said] = same
-            print(f"{kind}: {said}: {'the same bytes' if same else 'DIFFERENT'}", flush=True)
-        seconds[kind] = round(time.perf_counter() - start, 1)
+    Trial(folder, "none", 0).fit(folder / "backbone", "", "all", "--model.backbone_steps", backbone_steps)
+    return key
+
+
+def compare(folder: Path, key: str, kind: str, steps: int, backbone_steps: int) -> dict[str, object]:
+    """Return, for one kind of compartment, whether the bytes are the same, by comparison."""
+    start, trial = time.perf_counter(), Trial(folder, kind, steps)
+    trial.options = (*trial.options, "--model.backbone_steps", backbone_steps)
+    found: dict[str, bool] = {}
+    for said, same in (*trial.sources(), *trial.samples(key)):
+        found[said] = same
+        print(f"{kind}: {said}: {'the same bytes' if same else 'DIFFERENT'}", flush=True)
+    seconds = round(time.perf_counter() - start, 1)
     settings = {"steps": steps, "backbone_steps": backbone_steps, "config": CONFIG, "seed": 0, "sample": key}
     return {"same_bytes": found, "seconds": seconds, **settings, "versions": versions()}
 
 
 def main() -> int:
-    """Compare, write `results/invariant.json`, and return 1 if any bytes differ."""
+    """Compare kind by kind, write each into `results/invariant.json`, and return 1 if any bytes differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--backbone-steps", type=int, default=100)
-    parser.add_argument("--json", type=Path, default=RESULTS / "invariant.json")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "invariant.json", help="what it holds of other kinds stays"
+    )
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = compare(Path(folder), given.kinds, given.steps, given.backbone_steps)
-    given.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    return 0 if all(all(same.values()) for same in found["same_bytes"].values()) else 1  # type: ignore[attr-defined]
+    kinds = json.loads(given.json.read_text()) if given.json.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        key = prepare(folder := Path(name), given.backbone_steps)
+        for kind in given.kinds:
+            kinds[kind] = compare(folder, key, kind, given.steps, given.backbone_steps)
+            given.json.write_text(json.dumps(kinds, indent=1, sort_keys=True) + "\n")
+    return 0 if all(all(kinds[kind]["same_bytes"].values()) for kind in given.kinds) else 1
 
 
 if __name__ == "__main__":

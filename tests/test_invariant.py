@@ -13,7 +13,8 @@ def test_what_was_forgotten_was_never_there(tmp_path: Path, monkeypatch: pytest.
         assert main([*map(str, words)]) == 0
 
     monkeypatch.setattr(invariant, "command", command)
-    found = invariant.compare(tmp_path, ["tokens"], steps=3, backbone_steps=3)
-    assert isinstance(found["same_bytes"], dict)
-    assert len(found["same_bytes"]["tokens"]) == 6
-    assert set(found["same_bytes"]["tokens"].values()) == {True}
+    key = invariant.prepare(tmp_path, backbone_steps=3)
+    found = invariant.compare(tmp_path, key, "tokens", steps=3, backbone_steps=3)["same_bytes"]
+    assert isinstance(found, dict)
+    assert len(found) == 6
+    assert set(found.values()) == {True}
