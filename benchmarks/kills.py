@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Trial:
-    """A command in a folder that holds `store` and `data`, and patterns of files at whose appearance it is killed."""
+    """A command in a folder that holds `store` and `data`, and patterns of files: it is killed when one comes or goes."""
 
     name: str
     command: Callable[[Path], Sequence[str]]
@@ -65,11 +65,11 @@ def content(place: Path) -> dict[str, bytes]:
 
 
 def killed(command: Sequence[str], place: Path, pattern: str, log: Path) -> bool:
-    """Start a command, kill it as soon as a new file or folder matches; return whether it was killed."""
+    """Start a command, kill it as soon as other files or folders match than before; return whether it was killed."""
     before = set(place.glob(pattern))
     process = started(command, log)
     assert process.pid is not None
-    while process.is_alive() and not set(place.glob(pattern)) - before:
+    while process.is_alive() and set(place.glob(pattern)) == before:
         time.sleep(0.0002)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def trials(folder: Path, config: str, data: Path) -> list[Trial]:
             "forget --source",
             lambda place: ["forget", "--store", str(place / "store"), "--source", "digit1"],
             full,
-            ["store/runs/digit1.lock", f"{new}/.digit1.old-*", "store/runs/composed/.sources.json.tmp-*"],
+            ["store/runs/digit1.lock", f"{new}/.digit1.old-*", "store/runs/sources/digit1"],
         ),
         Trial(
             "forget --sample --purge",
