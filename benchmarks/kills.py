@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Trial:
-    """A command in a folder that holds `store` and `data`, and patterns of files: it is killed when one comes or goes."""
+    """A command in a folder that holds `store` and `data`, and patterns of files: it is killed as one comes or goes."""
 
     name: str
     command: Callable[[Path], Sequence[str]]
