@@ -101,9 +101,9 @@ def costs_of_sampling(work: Path, patch: str, pairs: int, many: int) -> list[dic
             "plain_evaluations": evaluations(plain, Settings()),
         }
         named = {"patch": patch, "N": way[0], "strategy": way[1], "start": way[2]}
-        shares = proportions(model, settings[way]) if patch == "7" and len(model) == len(OWNERS) else None
-        drawn = None if shares is None or way[1] == "draft" else shares
-        rows.append(named | counted | ratios | {"proportions": drawn})
+        draws = patch == "7" and len(model) == len(OWNERS) and way[1] != "draft"
+        shares = proportions(model, settings[way]) if draws else None
+        rows.append(named | counted | ratios | {"proportions": shares})
     return rows
 
 
