@@ -118,37 +118,32 @@ def audit(config: Any) -> dict[str, Any]:
             note_outputs(Path(config.out), models)
         known = {source: known_of(kept, source, images, extractor) for source in sources}
     rows, pairs = audited(Audit(known, settings, extractor, config.members, config.draws), list(models.values()))
-    report: dict[str, Any] = {
-        "store": str(store.path),
-        "sources": sources,
-        "root": str(root),
-        "exclude": exclude,
+    report: dict[str, Any] = {"store": str(store.path), "sources": sources, "root": str(root), "exclude": exclude}
+    report |= conditions(config, images) | {"compartments_sha256": store.compartments_sha256(sources)}
+    report |= {"rows": rows, "closest": [pair_report(found, images) for found in pairs]}
+    if config.canaries:
+        report["canaries"] = canary_reports(store, images, config.canaries)
+    if config.out:
+        write(Path(config.out), report, pairs)
+    return report
+
+
+def conditions(config: Any, images: AuditImages) -> dict[str, Any]:
+    """Return what repeats the numbers of an audit."""
+    return {
         "images": {
-            source: {"training": len(images.training[source]), "heldout": len(images.heldout[source])}
-            for source in sources
+            source: {"training": len(own), "heldout": len(images.heldout[source])}
+            for source, own in images.training.items()
         },
         "extractor": config.extractor,
-        "n": settings.n,
-        **{name: getattr(settings, name) for name in SAMPLED_WITH},
+        "n": config.n,
+        **{name: config[name] for name in SAMPLED_WITH},
         "members": config.members,
         "draws": config.draws,
         "sigmas": list(SIGMAS),
         "false_positives": FALSE_POSITIVES,
         **environment(),
-        "compartments_sha256": store.compartments_sha256(sources),
-        "rows": rows,
-        "closest": [pair_report(found, images) for found in pairs],
     }
-    if config.canaries:
-        frame = Frame.of(unpack_backbone(*store.read_backbone())[1].closed_form)
-        report["canaries"] = [
-            canary_report(store.read_card(source), images.training[source], frame, config.canaries)
-            for source in sources
-            if store.read_card(source).epsilon is not None
-        ]
-    if config.out:
-        write(Path(config.out), report, pairs)
-    return report
 
 
 def check_canaries(releases: int, store: Store, sources: Sequence[str]) -> None:
@@ -157,6 +152,15 @@ def check_canaries(releases: int, store: Store, sources: Sequence[str]) -> None:
         raise BadInput(f"--canaries is {releases}; expected 0, or at least {LEAST_RELEASES} releases")
     if releases and all(store.read_card(source).epsilon is None for source in sources):
         raise BadInput("--canaries bounds the epsilon of private sources, but none of --sources is private")
+
+
+def canary_reports(store: Store, images: AuditImages, releases: int) -> list[dict[str, Any]]:
+    """Return the `canary_report` of every private source of which there are images."""
+    frame = Frame.of(unpack_backbone(*store.read_backbone())[1].closed_form)
+    cards = [store.read_card(source) for source in images.training]
+    return [
+        canary_report(card, images.training[card.source], frame, releases) for card in cards if card.epsilon is not None
+    ]
 
 
 def canary_report(card: Card, images: Tensor, frame: Frame, releases: int) -> dict[str, Any]:
