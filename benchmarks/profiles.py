@@ -2,7 +2,7 @@
 
     python -m benchmarks.profiles --work out/speed
 
-After `benchmarks.speed` with the same WORK: its network of fashion_shards.yaml, one thread. Writes
+After `benchmarks.speed` with the same WORK: its network with patches of 4, one thread. Writes
 benchmarks/results/speed_profile_sampling.png and speed_profile_training.png.
 """
 
