@@ -38,7 +38,7 @@ from cdm_lightning.near_copies import nearest_distances
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.shapley import coalitions, leave_one_out, shapley_values
 from cdm_lightning.store import Store
-from datamodules import ShardDataModule
+from cdm_lightning.validate_command import shard_data
 
 METHODS = {
     "weights": CreditSettings("weights"),
@@ -169,8 +169,7 @@ def main() -> None:
     """Measure one store's sources and write the entry of its label."""
     options = arguments()
     store = Store.open(Path(options.store))
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(store, Path(options.root), None)
     names = options.sources or data.available_sources()[:5]
     train = {name: from_uint8(data.images(name, "train")[1][: options.train]) for name in names}
     x_0 = torch.cat([from_uint8(data.images(name, "heldout")[1][: options.images]) for name in names])

@@ -24,6 +24,7 @@ from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.public import Public
 from cdm_lightning.store import Store
 from cdm_lightning.text_tables import markdown
+from cdm_lightning.validate_command import shard_data
 from datamodules import ShardDataModule
 
 SIGMAS = (5.0, 2.0, 1.0, 0.5, 0.3)
@@ -95,8 +96,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="held-out images of each source")
     options = parser.parse_args()
     store = Store.open(Path(options.store))
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(store, Path(options.root), None)
     with torch.inference_mode():
         rows = measured(store, data, options.images)
     result = {"rows": rows, "sigma": SIGMAS, "heldout_per_source": options.images, "sources": store.sources()}

@@ -29,7 +29,7 @@ from cdm_lightning.packing import open_compartments
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import Store
 from cdm_lightning.text_tables import markdown
-from datamodules import ShardDataModule
+from cdm_lightning.validate_command import shard_data
 
 FEW = 4  # noise draws of the methods that cost more
 METHODS = {
@@ -128,8 +128,7 @@ def main() -> None:
     """Measure one store and write the entry of its label."""
     options = arguments()
     store = Store.open(Path(options.store))
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(store, Path(options.root), None)
     opened = open_compartments(store, "all", sigma_switch=None, device="cpu")
     held_out = {name: from_uint8(data.images(name, "heldout")[1][: options.images]) for name in opened}
     most = {"network": options.network_images, "weights": options.weights_images}

@@ -28,6 +28,7 @@ from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import build_backbone
 from cdm_lightning.store import Store
 from cdm_lightning.text_tables import markdown
+from cdm_lightning.validate_command import shard_data
 from datamodules import ShardDataModule
 
 SIGMAS = (2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -114,8 +115,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="which; by default all")
     options = parser.parse_args()
     store, file = Store.open(Path(options.store)), RESULTS / f"{options.name}.json"
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(store, Path(options.root), None)
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"ways": {}}
     result |= {"steps": options.steps, "heldout_per_source": options.images, "sigma": SIGMAS}
     result |= {"sources": store.sources(), "backbone": store.read_backbone()[1], "versions": versions()}

@@ -27,7 +27,7 @@ from cdm_lightning.packing import open_compartments
 from cdm_lightning.seeding import generator
 from cdm_lightning.source_forms import fit_untrained
 from cdm_lightning.store import Store
-from datamodules import ShardDataModule
+from cdm_lightning.validate_command import shard_data
 
 TIMES = 9
 METHODS = (CreditSettings("gaussians"), CreditSettings("weights"), CreditSettings("loo"), CreditSettings("shapley"))
@@ -70,8 +70,7 @@ def main() -> None:
     parser.add_argument("--victim", default="digit8")
     options = parser.parse_args()
     store = Store.open(Path(options.store))
-    channels, size, _ = store.info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(store, Path(options.root), None)
     opened = open_compartments(store, "all", sigma_switch=None, device="cpu")
     held_out = {name: from_uint8(data.images(name, "heldout")[1]) for name in opened}
     true = torch.cat([torch.full((len(x),), k) for k, x in enumerate(held_out.values())])

@@ -32,6 +32,7 @@ from cdm_lightning.public import Public
 from cdm_lightning.seeding import stable_hash
 from cdm_lightning.store import Store
 from cdm_lightning.text_tables import markdown
+from cdm_lightning.validate_command import shard_data
 from datamodules import ShardDataModule
 
 SIGMAS = (1.0, 0.5, 0.3)
@@ -142,8 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     stores = {"guided": options.store} | ({"guided_private": options.private} if options.private else {})
     opened = {name: Store.open(Path(path)) for name, path in stores.items()}
-    channels, size, _ = opened["guided"].info.image_shape
-    data = ShardDataModule(options.root, image_size=size, channels=channels)  # type: ignore[arg-type]
+    data = shard_data(opened["guided"], Path(options.root), None)
     images = images_of(data, options.images)
     with torch.inference_mode():
         finishers = {name: unpack_backbone(*store.read_backbone()) for name, store in opened.items()}
