@@ -1,4 +1,4 @@
-"""How much noise DP-SGD takes. Oracles: one step in closed form, plain releases, Opacus called directly."""
+"""How much noise DP-SGD takes. Oracles: one step in closed form, plain releases, Opacus called directly, figures of dp-accounting."""
 
 import math
 import sys
@@ -53,6 +53,27 @@ def test_epsilon_is_the_one_of_opacus() -> None:
     assert own == prv.get_epsilon(delta=DELTA)
     assert own < rdp.get_epsilon(delta=DELTA)
     assert own < epsilon_after([(1 / mu, 1.0, 1), (multiplier, RATE, STEPS)], DELTA) < own + epsilon_of(mu, DELTA)
+
+
+@pytest.mark.parametrize(
+    ("mu", "multiplier", "rate", "steps", "delta", "epsilon"),
+    [
+        (0.0, 1.1, 0.15, 20, 1e-4, 3.5314134545),
+        (1.2, 1.1, 0.15, 20, 1e-4, 6.0461576428),
+        (0.0, 0.76, 0.0472, 100, 1e-5, 6.1539843237),
+        (0.0, 1.0, 0.0128, 1000, 1e-5, 2.3906141719),
+        (1.5, 0.9, 0.128, 300, 1e-5, 22.2251559861),
+    ],
+)
+def test_epsilon_is_the_one_of_dp_accounting(
+    mu: float, multiplier: float, rate: float, steps: int, delta: float, epsilon: float
+) -> None:
+    """Pinned: version 0.6.0, PLDAccountant, for adding and for removing an image, steps of 1e-4, `mu` released first.
+
+    Ours is an upper bound that is at most the error of the numerical composition, 0.01, too large.
+    """
+    before = [(1 / mu, 1.0, 1)] if mu else []
+    assert epsilon <= epsilon_after([*before, (multiplier, rate, steps)], delta) <= epsilon + 0.012
 
 
 def test_releases_at_rate_1_are_plain_ones() -> None:
