@@ -6,7 +6,9 @@ Linear datamodeling score over all coalitions but nobody, and rank correlation w
 `benchmarks.coalition_truth`. `worth` is the rank correlation, over the same coalitions, of what they are worth with
 what the method says of them as a whole: its game, or the log density that its posterior credits imply. `ceilings` are
 the scores of credits that know the truth: its own Shapley values, the least squares fit of its worth by sums, and the
-best sums that a search found. attribution.json holds an entry per label.
+best sums that a search found. The truth `trained` has six coalitions alone, so no Shapley values
+(`benchmarks.coalition_prompts`); `agree` is the rank correlation of two truths, over the coalitions that both have.
+attribution.json holds an entry per label.
 """
 
 import argparse
@@ -14,12 +16,14 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import coalition_prompts
 from benchmarks.coalition_truth import DRAWS, LEVELS, LOWEST, Truth
 from benchmarks.datamodeling import (
     additive_fit,
@@ -49,7 +53,7 @@ METHODS = {
     "loo by network": CreditSettings("loo", "network", draws=8),
     "shapley by network": CreditSettings("shapley", "network", draws=8),
 }
-TRUTHS = ("monoliths", "ratio")
+TRUTHS = ("monoliths", "ratio", "trained")
 NAME = "attribution.json"
 
 
@@ -89,66 +93,111 @@ class Said:
         return cls(value, None, {"evaluations": 0.0, "seconds": 0.0})
 
 
-def scores(worth: Tensor, said: Said, seed: int) -> dict[str, list[float]]:
-    """Return the scores of what a method says against the worth of all coalitions [coalition, image]."""
-    members, own = coalitions(len(said.value)), shapley_of(worth)
-    found = {
-        "lds": mean_with_interval(lds(worth[1:], members[1:], said.value), seed),
-        "spearman": mean_with_interval(rank_correlation(own, said.value), seed),
-    }
+@dataclass(frozen=True)
+class Known:
+    """What is true of images.
+
+    Attributes:
+        members: coalitions, none of them nobody, bool [coalition, source].
+        worth: theirs [coalition, image].
+        own: the Shapley values of the worth [source, image]; None if it is not known of all coalitions.
+    """
+
+    members: Tensor
+    worth: Tensor
+    own: Tensor | None = None
+
+    @classmethod
+    def of_all(cls, worth: Tensor) -> "Known":
+        """Return what the worth of all coalitions, and before them that of nobody, says."""
+        players = len(worth).bit_length() - 1
+        own = shapley_values(lambda asked: worth[numbers(asked)], players)
+        return cls(coalitions(players)[1:], worth[1:], own)
+
+
+def numbers(members: Tensor) -> Tensor:
+    """Return the place of coalitions [coalition, source] among all of them [coalition]; see `coalitions`."""
+    return (members.long() * 2 ** torch.arange(members.shape[1])).sum(1)
+
+
+def scores(known: Known, said: Said, seed: int) -> dict[str, list[float]]:
+    """Return the scores of what a method says."""
+    found = {"lds": mean_with_interval(lds(known.worth, known.members, said.value), seed)}
+    if known.own is not None:
+        found["spearman"] = mean_with_interval(rank_correlation(known.own, said.value), seed)
     if said.worth is not None:
-        found["worth"] = mean_with_interval(rank_correlation(worth[1:], said.worth), seed)
+        worth = said.worth[numbers(known.members) - 1]
+        found["worth"] = mean_with_interval(rank_correlation(known.worth, worth), seed)
     return found
 
 
-def shapley_of(worth: Tensor) -> Tensor:
-    """Return the Shapley values [source, image] of the worth of all coalitions [coalition, image]."""
-    players = len(worth).bit_length() - 1
-    return shapley_values(lambda asked: worth[(asked.long() * 2 ** torch.arange(players)).sum(1)], players)
-
-
-def ceilings(worth: Tensor, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Return the scores of credits that know the worth of all coalitions [coalition, image]."""
-    known = shapley_of(worth)
-    members = coalitions(len(known))[1:]
+def ceilings(known: Known, seed: int) -> dict[str, dict[str, list[float]]]:
+    """Return the scores of credits that know the worth of all coalitions."""
+    assert known.own is not None
     knowing = {
-        "truth's own shapley": known,
-        "additive fit": additive_fit(worth[1:], members),
-        "best additive found": best_additive(worth[1:], members, seed),
+        "truth's own shapley": known.own,
+        "additive fit": additive_fit(known.worth, known.members),
+        "best additive found": best_additive(known.worth, known.members, seed),
     }
-    return {name: scores(worth, Said.free(value), seed) for name, value in knowing.items()}
+    return {name: scores(known, Said.free(value), seed) for name, value in knowing.items()}
 
 
-def measure(
-    truth: Truth, public: Tensor, head_images: int, truths: Sequence[str], methods: Sequence[str]
-) -> dict[str, Any]:
-    """Return the scores of the methods against the truths."""
-    sources, members = truth.sources(), coalitions(len(truth.train))
-    worth: dict[str, Tensor] = {}
-    makers: dict[str, Callable[[], Tensor]] = {
-        "monoliths": lambda: truth.monoliths(members),
-        "ratio": lambda: truth.composed_by_ratio(sources, public, head_images)(members).mean(1),
+def agreement(one: Known, other: Known, seed: int) -> list[float]:
+    """Return the rank correlation of two truths over the coalitions that both have, its mean and its interval."""
+    mine, theirs = numbers(one.members).tolist(), numbers(other.members).tolist()
+    both = [number for number in mine if number in theirs]
+    worth = [known.worth[[found.index(number) for number in both]] for known, found in ((one, mine), (other, theirs))]
+    return mean_with_interval(rank_correlation(*worth), seed)
+
+
+def found_truths(
+    truth: Truth, sources: Compartments, public: Tensor, options: argparse.Namespace
+) -> tuple[dict[str, Known], dict[str, float]]:
+    """Return the truths that are asked for, and the seconds that each took."""
+    six = coalition_prompts.members()
+
+    def trained() -> Known:
+        work = Path(options.work) / options.label
+        models = coalition_prompts.trained_coalitions(Store.open(Path(options.store)), truth.train, work)
+        return Known(six, torch.stack([truth.worth(model) for model in models]).double())
+
+    def all_but_trained(worth: Callable[[Tensor], Tensor]) -> Known:
+        return Known.of_all(worth(coalitions(len(truth.train))).double())
+
+    makers: dict[str, Callable[[], Known]] = {
+        "monoliths": lambda: all_but_trained(truth.monoliths),
+        "ratio": lambda: all_but_trained(
+            lambda members: truth.composed_by_ratio(sources, public, options.train)(members).mean(1)
+        ),
+        "trained": trained,
     }
-    seconds = {}
-    for name in truths:
+    found, seconds = {}, {}
+    for name in options.truths:
         start = time.perf_counter()
-        worth[name] = makers[name]().double()
+        found[name] = makers[name]()
         seconds[name] = time.perf_counter() - start
         print(name, f"{seconds[name]:.0f} s", flush=True)
+    return found, seconds
+
+
+def measure(truth: Truth, public: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the scores of the methods against the truths that are asked for."""
+    sources = truth.sources()
+    truths, seconds = found_truths(truth, sources, public, options)
     rows: dict[str, Any] = {}
     grey = ((truth.x_0 + 1) * 127.5).round()
     pixels = torch.stack([-nearest_distances(grey, (x + 1) * 127.5) for x in truth.train.values()])
     said = {"nearest image": Said.free(pixels), "equal": Said.free(torch.ones_like(pixels))}
-    said |= {name: Said.of(sources, truth.x_0, METHODS[name]) for name in methods}
-    for name, own in said.items():
-        rows[name] = {true: scores(known, own, truth.seed) for true, known in worth.items()} | {"cost": own.cost}
-        print(name, *(f"{true} {rows[name][true]}" for true in worth), flush=True)
-    found: dict[str, Any] = {"methods": rows, "seconds_of_truths": seconds}
-    found["ceilings"] = {true: ceilings(known, truth.seed) for true, known in worth.items()}
-    if len(worth) > 1:
-        one, other = (known[1:] for known in worth.values())
-        found["truths_agree"] = mean_with_interval(rank_correlation(one, other), truth.seed)
-    return found
+    for name in [*said, *options.methods]:
+        own = said[name] if name in said else Said.of(sources, truth.x_0, METHODS[name])
+        rows[name] = {true: scores(known, own, truth.seed) for true, known in truths.items()} | {"cost": own.cost}
+        print(name, *(f"{true} {rows[name][true]}" for true in truths), flush=True)
+    return {
+        "methods": rows,
+        "seconds_of_truths": seconds,
+        "ceilings": {true: ceilings(known, truth.seed) for true, known in truths.items() if known.own is not None},
+        "agree": {f"{a}, {b}": agreement(truths[a], truths[b], truth.seed) for a, b in combinations(truths, 2)},
+    }
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -161,6 +210,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=1000, help="training images of each source")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--truths", nargs="+", choices=TRUTHS, default=TRUTHS)
+    parser.add_argument("--work", default="out/attribution", help="folder of shards and stores of the truth `trained`")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     return parser.parse_args(words)
 
@@ -175,13 +225,7 @@ def main() -> None:
     x_0 = torch.cat([from_uint8(data.images(name, "heldout")[1][: options.images]) for name in names])
     opened = open_compartments(store, store.sources()[:1], sigma_switch=None, device="cpu")
     with torch.inference_mode():
-        found = measure(
-            Truth(opened, train, x_0, options.seed),
-            from_uint8(data.images("public", "train")[1]),
-            options.train,
-            options.truths,
-            options.methods,
-        )
+        found = measure(Truth(opened, train, x_0, options.seed), from_uint8(data.images("public", "train")[1]), options)
     file = RESULTS / NAME
     result = json.loads(file.read_text()) if file.exists() else {}
     result[options.label] = found | {

@@ -5,7 +5,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.attribution import Said, ceilings, scores, shapley_of
+from benchmarks import coalition_prompts
+from benchmarks.attribution import Known, Said, agreement, ceilings, scores
 from benchmarks.datamodeling import (
     additive_fit,
     best_additive,
@@ -73,12 +74,28 @@ def test_posterior_credits_say_the_log_density_of_every_coalition() -> None:
 
 def test_who_says_the_worth_itself_has_the_score_one() -> None:
     worth, said = numbers(32, 4), Said(numbers(5, 4), 3 + 2 * numbers(32, 4)[1:], {})
-    assert scores(worth, said, 0)["worth"] == pytest.approx([1.0] * 3)
+    assert scores(Known.of_all(worth), said, 0)["worth"] == pytest.approx([1.0] * 3)
 
 
 def test_credits_that_know_an_additive_worth_have_the_score_one() -> None:
     worth = coalitions(5).double() @ numbers(5, 4)
-    assert torch.allclose(shapley_of(worth), shapley_values(lambda members: members.double() @ numbers(5, 4), 5))
-    found = ceilings(worth, 0)
+    known = Known.of_all(worth)
+    assert known.own is not None
+    assert torch.allclose(known.own, shapley_values(lambda members: members.double() @ numbers(5, 4), 5))
+    found = ceilings(known, 0)
     assert all(one["lds"] == pytest.approx([1.0] * 3) for one in found.values())
     assert found["truth's own shapley"]["spearman"] == pytest.approx([1.0] * 3)
+
+
+def test_a_truth_of_six_coalitions_is_scored_on_these_alone() -> None:
+    """The sums of its credits are right about the six, and about nothing else."""
+    members, credit = coalition_prompts.members(), numbers(5, 4)
+    assert members.sum(1).tolist() == [1, 2, 2, 3, 4, 5]
+    place = (members.long() * torch.tensor([1, 2, 4, 8, 16])).sum(1)
+    worth = numbers(32, 4)
+    worth[place] = members.double() @ credit
+    six = Known(members, worth[place])
+    assert scores(six, Said(credit, worth[1:], {}), 0) == {"lds": [1.0] * 3, "worth": [1.0] * 3}
+    assert agreement(six, Known.of_all(worth), 0) == pytest.approx([1.0] * 3)
+    worth[place] *= -1
+    assert agreement(Known.of_all(worth), six, 0) == pytest.approx([-1.0] * 3)

@@ -1,4 +1,4 @@
-"""How much noise DP-SGD takes. Oracles: one step in closed form, plain releases, Opacus called directly, figures of dp-accounting."""
+"""How much noise DP-SGD takes. Oracles: one step in closed form, plain releases, Opacus, figures of dp-accounting."""
 
 import math
 import sys
