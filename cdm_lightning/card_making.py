@@ -60,20 +60,23 @@ class PrivateFit:
         releases: how many there were.
         slack: of all of them together.
         multiplier: deviation of the noise in the training of its prompt, in clipping norms; None without a prompt.
+        clipped_at: what gradients are cut to; None without a prompt.
     """
 
     n: int
     epsilon: float
     releases: int
     slack: float
-    multiplier: float | None
+    multiplier: float | None = None
+    clipped_at: float | None = None
 
     @classmethod
     def of(cls, card: Card) -> "PrivateFit":
         """Return what the card of a private source says."""
         assert card.epsilon is not None
-        multiplier, releases = card.settings.get("noise_multiplier"), card.settings["releases"]
-        return cls(card.n, card.epsilon, int(releases or 0), card.slack, None if not multiplier else float(multiplier))
+        derived = (card.settings.get(name) for name in ("noise_multiplier", "clipped_at"))
+        numbers = (float(value) if value else None for value in derived)
+        return cls(card.n, card.epsilon, int(card.settings["releases"] or 0), card.slack, *numbers)
 
 
 def private_card(
@@ -96,7 +99,7 @@ def private_card(
     if trained:
         own |= prompt_settings(module) | recipe.training
         own |= {"clipping_norm": privacy.clipping_norm, "draws": privacy.draws, "noise_multiplier": fit.multiplier}
-        own |= {"sampling_rate": sampling_rate(recipe, fit.n)}
+        own |= {"sampling_rate": sampling_rate(recipe, fit.n), "clipped_at": fit.clipped_at}
     if fit.slack:
         own["slack"] = fit.slack
     return Card(

@@ -1,6 +1,7 @@
 """The LightningModule: a backbone, the prompts by source, and the training of one of them at a time. Wiring only."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
-from cdm_lightning.private_gradient import PrivateSteps, summed_gradient
+from cdm_lightning.private_gradient import Losses, PrivateSteps, summed_gradient
 from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts, Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.schedule import learning_rate_factor
@@ -225,13 +226,16 @@ class CompartmentalizedDiffusion(LightningModule):
 
         It tells nothing else of the images uint8 [n, channel, height, width], n >= 0.
         """
-        assert isinstance(self.trained, Tokens)
-        tokens = self.trained.tokens
-        parts = [part for part in images.split(steps.together) if len(part)]
-        losses = ((len(part), partial(self.losses_by_image, steps, part)) for part in parts)
+        tokens, losses = self.private_losses(steps, images)
         summed = summed_gradient(tokens, losses, steps.clipping_norm)
         self.log("epsilon", steps.epsilon(self.global_step + 1), prog_bar=True, batch_size=1)
         return (tokens * steps.released(summed, self.global_step).to(tokens)).sum()
+
+    def private_losses(self, steps: PrivateSteps, images: Tensor) -> tuple[Tensor, Iterator[tuple[int, Losses]]]:
+        """Return the tokens that are trained, and the losses of images, as `summed_gradient` wants them."""
+        assert isinstance(self.trained, Tokens)
+        parts = [part for part in images.split(steps.together) if len(part)]
+        return self.trained.tokens, ((len(part), partial(self.losses_by_image, steps, part)) for part in parts)
 
     def losses_by_image(self, steps: PrivateSteps, images: Tensor, tokens: Tensor) -> Tensor:
         """Return the loss of each image [n], averaged over draws; `tokens` [n, layer, token, width] are its own."""

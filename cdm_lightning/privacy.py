@@ -41,7 +41,8 @@ class Privacy:
         delta: of the same; at most 1 / n.
         secret_file: of at least 32 random bytes, behind the noise; by default fresh from the operating system.
         sources: the private ones; by default all that are fitted.
-        clipping_norm: what the gradient of one image is cut to in the training of a private prompt.
+        clipping_norm: what the gradient of one image is cut to in the training of a private prompt; by default the
+            median that images drawn from the released closed form have at the start.
         draws: noise levels of each image in a step of it, whose gradients are averaged before they are cut.
 
     Raises:
@@ -52,7 +53,7 @@ class Privacy:
     delta: float = 1e-5
     secret_file: str | None = None
     sources: list[str] | None = None
-    clipping_norm: float = 0.1
+    clipping_norm: float | None = None
     draws: int = 4
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Privacy:
             check_budget(self.epsilon, self.delta)
         elif self.secret_file is not None or self.sources is not None:
             raise BadInput("privacy.epsilon is missing: without it no source is private; 8 is a common choice")
-        if not 0 < self.clipping_norm < math.inf:
+        if self.clipping_norm is not None and not 0 < self.clipping_norm < math.inf:
             raise BadInput(f"privacy.clipping_norm is {self.clipping_norm}; expected a number above 0")
         if self.draws < 1:
             raise BadInput(f"privacy.draws is {self.draws}; expected at least 1")

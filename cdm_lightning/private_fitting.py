@@ -29,6 +29,7 @@ from cdm_lightning.private_training import (
     steps_of,
     train_private,
     training_folder,
+    typical_norm,
 )
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe, SourceData
@@ -132,7 +133,7 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     assert shares is not None
     _, images, _ = data.images(source, "train")
     data_sha256, own = data.data_sha256(source), mark_private(store, source)
-    settings = private_card(module, store, source, recipe, PrivateFit(1, privacy.epsilon, 0, 0.0, None)).to_json()
+    settings = private_card(module, store, source, recipe, PrivateFit(1, privacy.epsilon, 0, 0.0)).to_json()
     named: dict[str, str | int | float] = {"images": data_sha256, "settings": settings, "mu": shares.form}
     kept = kept_form(own, named, store.info.image_shape) if trained else None
     form, n = kept or _released_form(
@@ -145,8 +146,10 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
         multiplier_for(sampling_rate(recipe, n), recipe.max_steps, shares.prompt, shares.slack) if trained else None
     )
     epsilon = privacy.epsilon if len(spent.mus) == 1 else spent.epsilon(privacy.delta)
-    card = private_card(module, store, source, recipe, PrivateFit(n, epsilon, len(spent.mus), spent.slack, multiplier))
     compartment = Compartment(n, form, form)
+    norm = (privacy.clipping_norm or typical_norm(recipe, store, phase, compartment)) if trained else None
+    fit = PrivateFit(n, epsilon, len(spent.mus), spent.slack, multiplier, norm)
+    card = private_card(module, store, source, recipe, fit)
     if trained:
         steps = steps_of(card, shares, spent, secret, named | {"card": card.to_json(), "device": recipe.device})
         compartment = train_private(recipe, store, phase, compartment, card, images, steps)

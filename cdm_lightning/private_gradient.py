@@ -82,6 +82,12 @@ def per_sample_gradients(tokens: Tensor, images: int, losses: Losses) -> Tensor:
     return gradients
 
 
+def norms(tokens: Tensor, parts: Iterable[tuple[int, Losses]]) -> Tensor:
+    """Return the norm of the gradient of every image, [n], float64; see `summed_gradient`."""
+    found = [per_sample_gradients(tokens, images, losses).flatten(1).double().norm(dim=1) for images, losses in parts]
+    return torch.cat(found)
+
+
 def clipped(gradients: Tensor, norm: float) -> Tensor:
     """Return gradients [n, ...] cut to a norm, float64, on the CPU; one that is no number becomes 0, as it has none."""
     flat = gradients.flatten(1).cpu().double()

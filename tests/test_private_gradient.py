@@ -21,7 +21,7 @@ from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.phase import Phase
-from cdm_lightning.private_gradient import PrivateSteps, clipped, summed_gradient
+from cdm_lightning.private_gradient import PrivateSteps, clipped, norms, summed_gradient
 from cdm_lightning.prompts import Tokens
 from cdm_lightning.public import Public
 from cdm_lightning.seeding import generator, normal
@@ -99,6 +99,12 @@ def test_gradients_are_those_of_each_image_alone(setting: Setting) -> None:
         assert float((fast - slow).norm() / slow.norm()) < 1e-6
     longest = max(float(alone(module, image).norm()) for image in images)
     assert longest > STEPS.clipping_norm, "something was cut"
+
+
+def test_norms_are_those_of_each_image_alone(setting: Setting) -> None:
+    module, images = setting
+    slow = [float(alone(module, image).norm()) for image in images]
+    assert norms(*module.private_losses(STEPS, images)).tolist() == pytest.approx(slow, rel=1e-5)
 
 
 def test_one_image_less_moves_the_sum_by_at_most_the_clipping_norm(setting: Setting) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
 from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments
+from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import PROMPT_SHARE, SLACK_SHARE, Privacy, together
 from cdm_lightning.private_fitting import check_privacy
 from cdm_lightning.private_runs import MARK, RECORD
+from cdm_lightning.private_training import typical_norm
 from cdm_lightning.releases import RELEASES, released
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import COMPARTMENT, Store
@@ -100,6 +103,20 @@ def test_the_prompt_takes_part(private: Path) -> None:
     prompted = opened["digit4"](x, torch.full((2,), 0.5))
     nn.init.zeros_(opened.compartments["digit4"].prompt.tokens)  # type: ignore[union-attr]
     assert not torch.equal(opened["digit4"](x, torch.full((2,), 0.5)), prompted)
+
+
+def test_gradients_are_cut_at_what_the_released_closed_form_says(private: Path, workplace: Path) -> None:
+    """Found again from the published compartment alone; of half its variance the norm would be another."""
+    parser, store = fit_parser(), Store.open(private)
+    where = ["--config", str(workplace / "tiny.yaml"), "--data.root", str(workplace / "no images")]
+    recipe = ConfiguredRecipe(parser, parser.parse_args([*where, *PRIVATE]))
+    card, own = store.read_card("digit4"), open_compartments(store, ["digit4"], sigma_switch=None, device="cpu")
+    released = replace(own.compartments["digit4"], prompt=None)
+    norm = typical_norm(recipe, store, Phase("source", "digit4", 1, 1), released)
+    assert card.settings["clipping_norm"] is None
+    assert card.settings["clipped_at"] == norm > 0
+    other = replace(released, closed_form=replace(released.closed_form, variance=released.closed_form.variance / 2))
+    assert typical_norm(recipe, store, Phase("source", "digit4", 1, 1), other) != norm
 
 
 def test_epsilon_is_logged_and_no_loss(private: Path) -> None:
