@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.guide_parts import BOTH, take_parts
 from benchmarks.training import train_network
-from cdm_lightning.backbone import Backbone
+from cdm_lightning.backbone import Backbone, UViT
 from cdm_lightning.denoiser import EDM, SIGMA_MAX, SIGMA_MIN, Network, denoise, guided_denoise, per_image
 from cdm_lightning.drafts import DraftError, Drafts
 from cdm_lightning.gaussians import MOST_CLUSTERS, Gaussians, Strength, cluster_of
@@ -31,6 +32,7 @@ class Way:
         in_fold: whether the drafts have seen the images that they guide.
         residual: whether F is shown (x - G) / sigma beside the draft G.
         blind: share of the images that F is shown no draft of; there it is a plain EDM network.
+        parts: of the network; see `guide_parts`.
         seed: of everything random in training.
     """
 
@@ -41,6 +43,7 @@ class Way:
     in_fold: bool = False
     residual: bool = True
     blind: float = 0.0
+    parts: str = BOTH
     seed: int = 0
 
 
@@ -139,6 +142,8 @@ def unguided(network: Network, x: Tensor, time: Tensor, *, guide: Tensor | None 
 def train(network: Backbone, guide: Guide, *, steps: int, rate: float, batch: int) -> None:
     """Train every parameter, by the same loss, noise law, optimizer, schedule and EMA as a fit does."""
     way, pseudo = guide.way, guide.drafts.pseudo
+    if isinstance(network, UViT):
+        take_parts(network, way.parts)
     network.initialize(generator(way.seed, "guides", "start"))
 
     def loss_at(step: int) -> Tensor:

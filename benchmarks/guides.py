@@ -1,4 +1,4 @@
-"""Which guide lets a backbone finish the drafts of sources that it never saw: ways to cut `public`, folds, inputs.
+"""Which guide lets a backbone finish the drafts of sources that it never saw: how `public` is cut, folds, inputs, parts.
 
     python -m benchmarks.guides --store stores/fashion --root data/fashion --name fashion_guides --steps 500
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.guide_parts import DEEP, HEAD, TRANSFORMER
 from benchmarks.guide_training import Guide, PublicImages, Way, train, unguided
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
@@ -49,6 +50,9 @@ WAYS = {
     "no residual": Way(residual=False),
     "a fifth without a guide": Way(blind=0.2),
     "never a guide": Way(blind=1.0),
+    "transformer alone": Way(parts=TRANSFORMER),
+    "convolutions alone": Way(parts=HEAD),
+    "more convolutions": Way(parts=DEEP),
 }
 
 

@@ -4,13 +4,17 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import guides
+from benchmarks.guide_parts import BOTH, DEEP, HEAD, TRANSFORMER, DeepHead, take_parts
 from benchmarks.guide_training import Guide, PublicImages, Way, groups, loss_of, train, unguided
+from benchmarks.training import train_network
+from cdm_lightning.backbone import UViT
 from cdm_lightning.denoiser import EDM, denoise, guided_denoise, per_image
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator
+from cdm_lightning.uvit_layers import sinusoidal_embedding
 from tests.conv_backbone import ConvNet
 from tests.test_drafts import KEYS, LABELS, blobs, equal
 
@@ -123,3 +127,37 @@ def test_ways_differ_from_the_first() -> None:
     ways = list(guides.WAYS.values())
     assert all(ways.count(way) == 1 for way in ways)
     assert equal(*(Guide.fit(SMALL, PUBLIC).closed_form for _ in range(2)))
+
+
+def uvit(parts: str) -> UViT:
+    made = UViT(8, 1, guided=True, patch_size=4, width=16, depth=3, heads=2)
+    take_parts(made, parts)
+    made.initialize(generator(0, "test"))
+    return made
+
+
+def test_a_network_has_the_parts_that_it_is_named_for() -> None:
+    """After some steps, the part that is left out adds nothing to F, and the other does."""
+    x, time = torch.randn(4, 1, 8, 8, generator=generator("x")), torch.full((4,), 0.3)
+    guide, wanted = torch.cat([x, -x], 1), torch.randn(4, 1, 8, 8, generator=generator("wanted"))
+    for parts in (BOTH, TRANSFORMER, HEAD, DEEP):
+        made = uvit(parts)
+        train_network(
+            made, lambda _, made=made: (made(x, time, guide=guide) - wanted).square().mean(), steps=5, rate=0.1
+        )
+        whole = made(x, time, guide=guide)
+        embedding = sinusoidal_embedding(time, made.width)
+        head = 0 * x if made.guide_head is None else made.guide_head(torch.cat([x, guide], 1), embedding)
+        assert bool(head.any()) == (parts != TRANSFORMER)
+        assert bool((whole - head).abs().max() > 1e-3) == (parts != HEAD)
+
+
+def test_the_deeper_head_sees_ten_pixels_to_each_side() -> None:
+    head = DeepHead(1, 8)
+    head.initialize(generator(0))
+    nn.init.ones_(head.leave.weight)
+    seen = torch.randn(1, 3, 31, 31, generator=generator("x"), requires_grad=True)
+    (gradient,) = torch.autograd.grad(head(seen, torch.zeros(1, 8))[0, 0, 15, 15], seen)
+    reached = gradient[0].abs().sum(0).nonzero()
+    assert reached.amin(0).tolist() == [5, 5]
+    assert reached.amax(0).tolist() == [25, 25]
