@@ -1,4 +1,4 @@
-"""Which guide lets a backbone finish the drafts of sources that it never saw: how `public` is cut, folds, inputs, parts.
+"""Which guide lets a backbone finish the drafts of sources that it never saw: cuts of `public`, folds, inputs, parts.
 
     python -m benchmarks.guides --store stores/fashion --root data/fashion --name fashion_guides --steps 500
 
