@@ -1,10 +1,10 @@
 """What composing costs, as ratios measured side by side: against one plain model, one source, runs alone.
 
-    python -m benchmarks.speed --work out/speed [--many 1000] [--pairs 5] [--uvit CHECKOUT]
+    python -m benchmarks.speed --work out/speed [--many 1000] [--pairs 5] [--uvit CHECKOUT] [--diffusers]
 
 One thread. Networks are that of fashion_shards.yaml (patches of 7) and one with patches of 4, so with three times the
-tokens; images and owners are made up, since only shapes and numbers matter here. `--uvit` is a checkout of
-github.com/baofff/U-ViT, which our network is compared with. Ends with tables, and WORK/speed.json.
+tokens; images and owners are made up, since only shapes and numbers matter here. Our network is compared with that of
+`--uvit`, a checkout of github.com/baofff/U-ViT, and with that of diffusers. Ends with tables, and WORK/speed.json.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed_memory import peaks
-from benchmarks.speed_networks import against_public
+from benchmarks.speed_networks import against_diffusers, against_public
 from benchmarks.speed_rows import (
     PAIRS,
     Ratio,
@@ -139,7 +139,7 @@ def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
     return found
 
 
-def measured(work: Path, many: int, pairs: int, uvit: Path | None) -> dict[str, Any]:
+def measured(work: Path, many: int, pairs: int, uvit: Path | None, diffusers: bool) -> dict[str, Any]:
     """Prepare and time everything; see `tables_of` for what it is."""
     prepare(work)
     five = [f"owner{k}" for k in range(5)]
@@ -161,6 +161,7 @@ def measured(work: Path, many: int, pairs: int, uvit: Path | None) -> dict[str, 
         "images_per_second": images_per_second(work / "shards-colour", "one", 32, 3),
         "MB_at_most": peaks(work),
         "uvit": None if uvit is None else against_public(uvit, pairs),
+        "diffusers": against_diffusers(pairs) if diffusers else None,
         "pairs": pairs,
         "versions": versions(),
     }
@@ -173,11 +174,12 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1000, help="owners of the large store")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="turns that everything is timed in")
     parser.add_argument("--uvit", type=Path, default=None, help="a checkout of github.com/baofff/U-ViT")
+    parser.add_argument("--diffusers", action="store_true", help="compare with diffusers, which has to be installed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work, started = Path(options.work), time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)
-    found = measured(work, options.many, options.pairs, options.uvit)
+    found = measured(work, options.many, options.pairs, options.uvit, options.diffusers)
     found["seconds"] = round(time.perf_counter() - started, 1)
     write_report(work / "speed.json", found)
     print(tables_of(found))

@@ -51,10 +51,9 @@ def _others(found: Mapping[str, Any]) -> list[list[str]]:
         [f"the same 5 of {many}", _opening(found["opening"]["of_many"])],
         [f"all {many}", _opening(found["opening"]["all_of_many"])],
     ]
-    uvit = found["uvit"]
-    if uvit is not None:
-        named = {what: ratio for what, ratio in uvit.items() if what != "apart"}
-        rows += [[f"our U-ViT to the public code, {what}", _ratio(ratio)] for what, ratio in named.items()]
+    for name, other in (("the public code", "uvit"), ("diffusers' transformer", "diffusers")):
+        named = {what: one for what, one in (found[other] or {}).items() if isinstance(one, Mapping)}
+        rows += [[f"our U-ViT to {name}, {what}", _ratio(ratio)] for what, ratio in named.items()]
     drawn = [row for row in found["sampling"] if row["proportions"] is not None]
     return rows + [
         [

@@ -63,6 +63,7 @@ def test_the_tables_have_what_was_found() -> None:
             "images_per_second": 9876.5,
             "MB_at_most": {"fit 1 owner": 1234.5},
             "uvit": {"apart": 1e-6, "forward bfloat16": ratio},
+            "diffusers": None,
             "fitting": {
                 "images": 6000,
                 "seconds_of_one_source": 4.25,
