@@ -1,6 +1,6 @@
 """The stores that `benchmarks.quality` compares: ours and the monoliths, each trained on as many images.
 
-Five sources are five classes of Fashion-MNIST, eight are random parts of the same images; a monolith is a store whose
+Five sources are five classes of Fashion-MNIST, others are random parts of the same images; a monolith is a store whose
 one source is all of them. `public` is the other five classes in all of them.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
 CLUSTERS = 10  # of a source, and of each class of it
 CONFIG = "fashion_shards.yaml"
-SPLITS = {"classes": "class", "union": "random:1", "halves": "random:2", "quarters": "random:4", "parts": "random:8"}
-SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8}
+SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8, "fifty": 50}
+SPLITS = {name: f"random:{count}" for name, count in SOURCES.items()} | {"classes": "class"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ STORES = {
     "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
+    # fifty owners
+    "fifty": Fitted("guided", "fifty"),
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),

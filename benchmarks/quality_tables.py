@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MANY = ("--n", "1000", "--batch_size", "128")
+FEWER = ("--n", "256")
 FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
 
 
@@ -44,7 +45,7 @@ TABLES = {
     ),
     "five, plain": Table(
         "ours",
-        ("uniform", "posterior"),
+        ("uniform", "posterior", "assign"),
         {
             "mono-full": "mono-full",
             "mono-plain": "mono-plain",
@@ -107,13 +108,21 @@ TABLES = {
         "mono-full",
         "more",
     ),
+    "fifty": Table(
+        "fifty",
+        ("closed_form", "routed", "assign", "draft"),
+        {"mono": "mono", "mono-full": "mono-full"},
+        "mono-full",
+        "fifty",
+        options=FEWER,
+    ),
     "five, classifier": Table(
         "paper",
-        ("classifier", "posterior"),
+        ("classifier",),
         {"mono-full": "mono-full"},
         "mono-full",
         "five-classifier",
         options=FEW,
     ),
 }
-SECOND = ("more",)  # takes longer than the rest may take together
+SECOND = ("more", "fifty")  # take longer than the rest may take together
