@@ -82,7 +82,7 @@ STORES = {
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
     # fifty owners
-    "fifty": Fitted("guided", "fifty"),
+    "fifty": Fitted("guided", "fifty", clusters=UNION // 50),
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
