@@ -14,7 +14,7 @@ from cdm_lightning.errors import ShardError
 from cdm_lightning.images import decode_image
 from cdm_lightning.seeding import stable_hash
 from datamodules.manifest import AGAIN, ImageShape, Manifest
-from datamodules.tars import RawSample, whole_shard
+from datamodules.tars import Checked, RawSample, whole_shard
 
 
 class DecodedSample(TypedDict):
@@ -49,16 +49,24 @@ def keep(samples: Iterable[RawSample], used: AbstractSet[str]) -> Iterator[RawSa
 
 
 def training_order(
-    folder: Path, manifest: Manifest, used: AbstractSet[str], *, seed: int, epoch: int
+    folder: Path,
+    manifest: Manifest,
+    used: AbstractSet[str],
+    *,
+    seed: int,
+    epoch: int,
+    seen: dict[str, Checked] | None = None,
 ) -> Iterator[RawSample]:
     """Yield every used sample once, in the order of an epoch: a function of the keys, seed, source and epoch alone.
+
+    `seen` are shards that were compared with the manifest before, see `whole_shard`.
 
     Raises:
         ShardError: a shard is not what the manifest says, or a used sample is in none of them.
     """
     source, missing = manifest.source, set(used)
     for name in shard_order(manifest.shards, seed, source, epoch):
-        samples = sample_order(keep(whole_shard(folder / name, manifest), missing), seed, source, epoch)
+        samples = sample_order(keep(whole_shard(folder / name, manifest, seen), missing), seed, source, epoch)
         missing -= {sample.key for sample in samples}
         yield from samples
     if missing:
@@ -74,7 +82,11 @@ def training_stream(
     must not be empty.
     """
     first_epoch, position = divmod(start, len(used))
-    epochs = (training_order(folder, manifest, used, seed=seed, epoch=epoch) for epoch in itertools.count(first_epoch))
+    seen: dict[str, Checked] = {}
+    epochs = (
+        training_order(folder, manifest, used, seed=seed, epoch=epoch, seen=seen)
+        for epoch in itertools.count(first_epoch)
+    )
     return itertools.islice(itertools.chain.from_iterable(epochs), position, None)
 
 

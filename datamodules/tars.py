@@ -30,6 +30,23 @@ class RawSample:
     shard: Path
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies in the bytes of its shard."""
+
+    key: str
+    label: str
+    png: slice
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A shard that was compared with its manifest: the hash of the file, and where its samples lie."""
+
+    sha256: bytes
+    places: tuple[Place, ...]
+
+
 def read_shard(path: Path) -> Iterator[RawSample]:
     """Yield the samples of a tar in the order in which they lie there; nothing in it is unpickled or run.
 
@@ -37,28 +54,44 @@ def read_shard(path: Path) -> Iterator[RawSample]:
         ShardError: the tar is missing or cut, has a member that is not KEY.png or KEY.json or is there twice, or a
             sample is not exactly one of each.
     """
+    whole = _content(path)  # slices of it are quicker than tarfile's own reading of members
+    for place in _places(whole, path):
+        yield RawSample(place.key, whole[place.png], place.label, path)
+
+
+def _content(path: Path) -> bytes:
     try:
-        for sample in group_by_keys(_members(path)):
-            yield _raw_sample(sample, path)
+        return path.read_bytes()
     except DAMAGE as error:
-        raise ShardError(f"{path} cannot be read ({str(error) or type(error).__name__}): {AGAIN}") from error
+        raise _unreadable(path, error) from error
 
 
-def _members(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield name and content of the files in a tar, as webdataset's `group_by_keys` takes them.
+def _unreadable(path: Path, error: BaseException) -> ShardError:
+    return ShardError(f"{path} cannot be read ({str(error) or type(error).__name__}): {AGAIN}")
+
+
+def _places(whole: bytes, path: Path) -> Iterator[Place]:
+    try:
+        for sample in group_by_keys(_members(whole, path)):
+            yield _place(sample, whole, path)
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def _members(whole: bytes, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield names and places of the files in a tar, as webdataset's `group_by_keys` takes names and contents.
 
     Webdataset's own reader also takes compressed tars and passes over links, devices and folders without a word.
     """
     names: set[str] = set()
-    whole = path.read_bytes()  # slices of it are quicker than tarfile's own reading of members
     with tarfile.open(path, "r:", io.BytesIO(whole)) as tar:
         for member in tar:
             _check_member(member, path, len(whole))
             if member.name in names:
                 raise ShardError(f"{path}: member {member.name!r} is there twice: {AGAIN}")
             names.add(member.name)
-            content = whole[member.offset_data : member.offset_data + member.size]
-            yield {"fname": member.name, "data": content, "__url__": str(path)}
+            place = slice(member.offset_data, member.offset_data + member.size)
+            yield {"fname": member.name, "data": place, "__url__": str(path)}
 
 
 def _check_member(member: tarfile.TarInfo, path: Path, end: int) -> None:
@@ -71,11 +104,11 @@ def _check_member(member: tarfile.TarInfo, path: Path, end: int) -> None:
         raise ShardError(f"{path}: member {member.name!r} is longer than the rest of the file: {AGAIN}")
 
 
-def _raw_sample(sample: Mapping[str, Any], path: Path) -> RawSample:
+def _place(sample: Mapping[str, Any], whole: bytes, path: Path) -> Place:
     key, members = sample["__key__"], {name for name in sample if not name.startswith("__")}
     if members != MEMBERS:
         raise ShardError(f"{path}: sample '{key}' has {sorted(members)}, not one json and one png: {AGAIN}")
-    return RawSample(key, sample["png"], _label(sample["json"], key, path), path)
+    return Place(key, _label(whole[sample["json"]], key, path), sample["png"])
 
 
 def _label(record: bytes, key: str, path: Path) -> str:
@@ -88,18 +121,31 @@ def _label(record: bytes, key: str, path: Path) -> str:
     return label
 
 
-def whole_shard(path: Path, manifest: Manifest) -> list[RawSample]:
+def whole_shard(path: Path, manifest: Manifest, seen: dict[str, Checked] | None = None) -> list[RawSample]:
     """Read all samples of a shard and compare them with the manifest.
+
+    Args:
+        path: of the tar.
+        manifest: says what is in it.
+        seen: by file name, what was read and compared before; a shard that has still the same bytes is only cut up.
 
     Raises:
         ShardError: as `read_shard`, or number, key, label or content of the samples are not what the manifest says.
     """
-    samples, expected = list(read_shard(path)), manifest.shards[path.name].samples
-    if len(samples) != expected:
-        raise ShardError(f"{path} has {len(samples)} samples, not {expected} as in its manifest: {AGAIN}")
-    for sample in samples:
-        _check_sample(sample, manifest.samples.get(sample.key))
-    return samples
+    whole, seen = _content(path), {} if seen is None else seen
+    sha256, before = hashlib.sha256(whole).digest(), seen.get(path.name)
+    if before is None or before.sha256 != sha256:
+        before = seen[path.name] = Checked(sha256, _checked(whole, path, manifest))
+    return [RawSample(place.key, whole[place.png], place.label, path) for place in before.places]
+
+
+def _checked(whole: bytes, path: Path, manifest: Manifest) -> tuple[Place, ...]:
+    places, expected = tuple(_places(whole, path)), manifest.shards[path.name].samples
+    if len(places) != expected:
+        raise ShardError(f"{path} has {len(places)} samples, not {expected} as in its manifest: {AGAIN}")
+    for place in places:
+        _check_sample(RawSample(place.key, whole[place.png], place.label, path), manifest.samples.get(place.key))
+    return places
 
 
 def _check_sample(sample: RawSample, expected: Sample | None) -> None:

@@ -1,6 +1,7 @@
 """The training stream: its order against a slow reference, and how workers and ranks share it."""
 
 import random
+import tarfile
 from itertools import count, islice
 from pathlib import Path
 
@@ -103,6 +104,30 @@ def test_a_used_sample_that_no_shard_has_is_noticed(tmp_path: Path) -> None:
     folder = write_keys(tmp_path, "ann", ["a", "b"], 2)
     with pytest.raises(ShardError, match=r"no shard in .*/ann has sample 'c' of the manifest"):
         list(training_order(folder, read_manifest(folder), {"a", "c"}, seed=0, epoch=0))
+
+
+def test_a_shard_is_parsed_once_while_its_bytes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, opened, original = [f"k{k}" for k in range(9)], list[str](), tarfile.open
+    folder = write_keys(tmp_path, "ann", keys, 2)
+    monkeypatch.setattr(tarfile, "open", lambda name, *rest: opened.append(name.name) or original(name, *rest))
+    stream = training_stream(folder, read_manifest(folder), set(keys), seed=0)
+    passes = [list(islice(stream, len(keys))) for _ in range(3)]
+    assert sorted(opened) == sorted(path.name for path in folder.glob("*.tar"))
+    first, *others = ({sample.key: sample for sample in one} for one in passes)
+    assert first.keys() == set(keys)
+    assert all(other == first for other in others)
+
+
+def test_a_shard_that_changes_after_it_was_parsed_is_noticed(tmp_path: Path) -> None:
+    keys = [f"k{k}" for k in range(9)]
+    folder = write_keys(tmp_path, "ann", keys, 1)
+    stream = training_stream(folder, read_manifest(folder), set(keys), seed=0)
+    sample = list(islice(stream, len(keys)))[-1]
+    whole = bytearray(sample.shard.read_bytes())
+    whole[whole.index(sample.png) + len(sample.png) // 2] ^= 1
+    sample.shard.write_bytes(whole)
+    with pytest.raises(ShardError, match="has another image than its manifest says"):
+        next(stream)
 
 
 def test_batches_of_a_finite_stream_end_with_a_shorter_one() -> None:
