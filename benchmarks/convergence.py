@@ -50,11 +50,11 @@ def first_near_best(points: Sequence[Point], near: float = NEAR) -> Point:
     return next(point for point in points if point.error <= bound)
 
 
-def compared(part: Sequence[Point], monolith: Sequence[Point], parts: int, batch: int) -> dict[str, Any]:
-    """Return where each curve is near its best, and what share of the monolith's cost the part's is.
+def compared(part: Sequence[Point], monolith: Sequence[Point], parts: int, batch: int) -> list[dict[str, Any]]:
+    """Return where each curve is near its best, and what share of the monolith's cost the part's is: a row per budget.
 
-    `equal_passes`: the part's curve is cut where it has seen its own images as often as the monolith has at the end of
-    its curve, after one `parts`-th of the steps; `whole_curve`: the part has all the steps it was given.
+    The budgets are half of the monolith's steps and all of them; the part's are one `parts`-th of either, so both see
+    their own images as often.
 
     Args:
         part: the curve of one of `parts` equal parts.
@@ -62,13 +62,14 @@ def compared(part: Sequence[Point], monolith: Sequence[Point], parts: int, batch
         parts: how many there are.
         batch: images of a step.
     """
-    whole = first_near_best(monolith)
-    equal = [point for point in part if point.step * parts <= monolith[-1].step]
-    rows: dict[str, Any] = {"monolith": _near(whole, monolith[-1].step, batch)}
-    for name, points in {"equal_passes": equal, "whole_curve": part}.items():
-        near = first_near_best(points)
-        shares = {"images_ratio": near.step / whole.step, "seconds_ratio": near.seconds / whole.seconds}
-        rows[name] = {"part": _near(near, points[-1].step, batch), **shares}
+    rows = []
+    for budget in (monolith[-1].step // 2, monolith[-1].step):
+        own, whole = (
+            first_near_best([point for point in points if point.step * times <= budget])
+            for points, times in ((part, parts), (monolith, 1))
+        )
+        shares = {"images_ratio": own.step / whole.step, "seconds_ratio": own.seconds / whole.seconds}
+        rows.append({"part": _near(own, budget // parts, batch), "monolith": _near(whole, budget, batch), **shares})
     return rows
 
 

@@ -39,9 +39,10 @@ SOURCE = "part0"  # of the parts, and the name of the monolith's only source
 PARTS = Fitted("guided", "parts")
 MONOLITH = Fitted("guided", "union", clusters=SOURCES["parts"] * CLUSTERS)
 TRAINED: dict[str, Any] = {"kind": "full", "options": FULL_RATE}
-BUDGETS = {"part": (PARTS, 300, 25), "monolith": (MONOLITH, 1200, 100)}  # steps, and steps between points
+BUDGETS = {"part": (PARTS, 300, 25), "monolith": (MONOLITH, 2400, 100)}  # steps, and steps between points
 HELD_OUT = 400  # images of a curve
 BATCH = 64  # of fashion_shards.yaml
+STAGES = ("closed forms", "curves")
 AIM = 1.05 / SOURCES["parts"]
 
 
@@ -121,14 +122,6 @@ def curves(place: Place) -> dict[str, list[Point]]:
     return found
 
 
-def stages(place: Place, n: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Return what is done, by name and in order; each returns its part of the result."""
-    return {
-        "closed forms": lambda: {"closed_forms": closed_forms(place, n)},
-        "curves": lambda: of_curves(curves(place)),
-    }
-
-
 def of_curves(points: Mapping[str, list[Point]]) -> dict[str, Any]:
     """Return curves, and where they are near their best, as JSON."""
     return {
@@ -146,13 +139,15 @@ def main() -> None:
     )
     parser.add_argument("--input", default=None, help="folder of torchvision's FashionMNIST; by default a download")
     parser.add_argument("--n", type=int, default=1000, help="sampled images of each store")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what was found of others stays")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    start, work = time.perf_counter(), Path(options.work)
+    work = Path(options.work)
     plan = Plan(work, options.input, None)
     (work / "logs").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(work / "stores", ignore_errors=True)
+    file = RESULTS / "forgetting.json"
     for split in ("parts", "union"):
         if not Path(plan.root(split)).is_dir():
             one(f"shards of {split}", plan.steps()[f"shards of {split}"], work / "logs")
@@ -160,7 +155,8 @@ def main() -> None:
     key = images(plan.root("parts"), SOURCE, TRAIN)[0][0]
     (work / "excluded.txt").write_text(key + "\n")
     place = Place(plan, key, work / "excluded.txt")
-    result: dict[str, Any] = {
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    result |= {
         "sample": key,
         "aim": AIM,
         "near": NEAR,
@@ -172,10 +168,15 @@ def main() -> None:
         "backbone": Store.open(plan.place("backbone-guided")).read_backbone()[1],
         "versions": versions(),
     }
-    for name, stage in stages(place, options.n).items():
-        result |= stage()
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        "closed forms": lambda: {"closed_forms": closed_forms(place, options.n)},
+        "curves": lambda: of_curves(curves(place)),
+    }
+    for name in options.stages:
+        start = time.perf_counter()
+        result |= found[name]()
         result["clock"] = {**result.get("clock", {}), name: round(time.perf_counter() - start)}
-        (RESULTS / "forgetting.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+        file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(result))
 
 
