@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.versions import versions
 
-KINDS = ("none", "tokens", "lora", "full")
+KINDS = ("none", "tokens", "lora", "head", "full")
 A, B, C = "digit0", "digit1", "digit2"
 CONFIG = "digits_shards.yaml"
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,7 @@ from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
 
-KINDS = ("none", "tokens", "lora", "full")
+KINDS = ("none", "tokens", "lora", "head", "full")
 GUIDES = ("closed_form", "none")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -148,9 +149,11 @@ class UViT(Backbone):
         guide: Tensor | None = None,
         prompt: Tensor | None = None,
         label: Tensor | None = None,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return F [batch, channel, height, width]; see `Backbone.forward`.
 
+        `head` takes the place of a guided network's own (`GuideHead.forward`).
         `label` [batch] is a row of the label embedding, where there is one; by default its last row, which stands for
         "no class" in weights that were trained for classifier-free guidance.
         """
@@ -162,8 +165,9 @@ class UViT(Backbone):
             tokens = with_prompt(block, tokens, prompt, layer)
         patches = self.decoder_pred(self.norm(tokens[:, self.extras :]))
         output: Tensor = self.final_layer(unpatchify(patches, self.channels, self.patch_size))
-        if self.guide_head is not None and guide is not None:
-            output = output + self.guide_head(torch.cat([x, guide], dim=1), embedding)
+        head = self.guide_head if head is None else head
+        if head is not None and guide is not None:
+            output = output + head(torch.cat([x, guide], dim=1), embedding)
         return output
 
     def features(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:

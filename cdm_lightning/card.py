@@ -22,7 +22,7 @@ class Card:
     data_sha256: str
     seed: int
     steps: int
-    compartment: str  # what was trained: none, tokens, lora or full
+    compartment: str  # what was trained: none, tokens, lora, head or full
     prompt_parameters: int  # how many were trained; 0 without a prompt
     sigma_range: tuple[float, float] | None  # the noise levels the prompt was trained on; None without a prompt
     settings: dict[str, JsonScalar]

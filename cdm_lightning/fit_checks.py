@@ -41,7 +41,7 @@ def check_public_mix(module: CompartmentalizedDiffusion, data: SourceData) -> No
     """Raise BadInput if `public` shall be mixed into the training of sources where that can have no clear meaning."""
     said = f"data.public_mix is {data.public_mix:g}, the share of public in the training of a prompt"
     if data.public_mix and module.hparams["compartment"] == "none":
-        raise BadInput(f"{said}: choose model.compartment tokens, lora or full, or leave it 0")
+        raise BadInput(f"{said}: choose model.compartment tokens, lora, head or full, or leave it 0")
     if data.public_mix and module.hparams["class_labels"]:
         raise BadInput(f"{said}, and public's images have no class of a source: leave it 0 with model.class_labels")
 

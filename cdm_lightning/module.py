@@ -34,6 +34,7 @@ from cdm_lightning.loss import denoising_loss, draw_sigma
 from cdm_lightning.phase import Phase
 from cdm_lightning.private_gradient import Losses, PrivateSteps, summed_gradient
 from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts, Tokens
+from cdm_lightning.prompts.head import head_of
 from cdm_lightning.public import Public
 from cdm_lightning.schedule import learning_rate_factor
 from cdm_lightning.seeding import generator, normal
@@ -52,7 +53,8 @@ class CompartmentalizedDiffusion(LightningModule):
         preconditioning: how the network sees x and its noise level, and what it predicts: `edm`; or the noise, at times
             0..999 of the linear (`vp`) or scaled-linear schedule (`vp_scaled_linear`), as public weights do.
         compartment: what is trained per source on top of its closed form: nothing, deep prompt `tokens`, low-rank
-            additions to the linear layers (`lora`), or a `full` copy of the backbone.
+            additions to the linear layers (`lora`), a copy of the guide's convolutions (`head`), or a `full` copy of
+            the backbone.
         backbone_steps: training steps of the backbone; 0 takes its `weights` as they are, without a guide;
             `trainer.max_steps` counts for each source.
         learning_rate: of the backbone.
@@ -75,7 +77,7 @@ class CompartmentalizedDiffusion(LightningModule):
         backbone: Backbone,
         guide: Literal["closed_form", "none"] = "closed_form",
         preconditioning: PreconditioningName = "edm",
-        compartment: Literal["none", "tokens", "lora", "full"] = "none",
+        compartment: Literal["none", "tokens", "lora", "head", "full"] = "none",
         backbone_steps: int = 2000,
         learning_rate: float = 1e-3,
         prompt_learning_rate: float | None = None,
@@ -95,6 +97,8 @@ class CompartmentalizedDiffusion(LightningModule):
         sigma_switch = float(sigma_switch)
         _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
         _check_settings(tokens, lora_rank, rank, clusters, label_dropout, sigma_switch)
+        if compartment == "head":
+            head_of(backbone)
         if strategy == "draft" and guide != "closed_form":
             raise BadInput("model.strategy draft finishes closed forms' drafts, so it needs model.guide closed_form")
         self.backbone = backbone

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdm_lightning.prompts import KINDS, Full, LoRA, Prompt, Tokens, averaged, unlike
+from cdm_lightning.prompts import KINDS, Full, Head, LoRA, Prompt, Tokens, averaged, unlike
 from cdm_lightning.prompts.lora import linear_layers
 from tests.test_prompts import inputs, network, prompt, stirred
 
@@ -63,14 +63,14 @@ def test_a_layer_gets_the_weighted_sum_of_the_additions() -> None:
     assert (output(soup) - output(one)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["full", "tokens"])
+@pytest.mark.parametrize("kind", ["full", "head", "tokens"])
 def test_parameters_are_the_means(kind: str) -> None:
     one, two = made(kind, 1), made(kind, 2)
     soup = averaged(network(), [one, two], SHARES).state_dict()
     for name, tensor in soup.items():
         expected = SHARES[0] * one.state_dict()[name] + SHARES[1] * two.state_dict()[name]
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
-    assert isinstance(one, Full | Tokens)
+    assert isinstance(one, Full | Head | Tokens)
 
 
 def of(one: Prompt | None, other: Prompt | None, classes: Sequence[str] = (), others: Sequence[str] = ()) -> str | None:

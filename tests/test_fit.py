@@ -290,7 +290,13 @@ def test_seed_changes_prompts_and_their_order_of_training(store: Path, fit: Fit,
     assert not torch.equal(*tensors)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "lora", "full"])
+def test_a_head_needs_a_guided_backbone(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path / "store", "[digit0]", "--model.guide", "none", "--model.compartment", "head") == 2
+    assert "trains a copy of the convolutions of a guided UViT, and this backbone has none" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("kind", ["tokens", "lora", "head", "full"])
 def test_bfloat16_trains_weights_in_single_precision(kind: str, store: Path, fit: Fit, tmp_path: Path) -> None:
     """Oracle: the same training in single precision, which it equals to the three digits of a bfloat16."""
     prompts = []

@@ -15,7 +15,7 @@ from datamodules.writer import write_source
 from tests.conftest import Fit
 
 TRAINED = ("--model.tokens", "2", "--model.lora_rank", "2", "--trainer.max_steps", "200")
-KINDS = {"none": (), **{kind: ("--model.compartment", kind, *TRAINED) for kind in ("tokens", "lora", "full")}}
+KINDS = {"none": (), **{kind: ("--model.compartment", kind, *TRAINED) for kind in ("tokens", "lora", "head", "full")}}
 KINDS["labelled"] = ("--model.class_labels", "true", *KINDS["tokens"], "--trainer.max_steps", "30")
 
 

@@ -115,7 +115,7 @@ def test_labels_are_dropped_as_often_as_asked_and_named_as_the_prompt_names_them
     assert drawn[1::2].unique().tolist() == [NO_LABEL, 2]
 
 
-@pytest.mark.parametrize("kind", ["tokens", "lora", "full"])
+@pytest.mark.parametrize("kind", ["tokens", "lora", "head", "full"])
 def test_label_tokens_are_trained_and_kept(kind: str, workplace: Path, fit: Fit, tmp_path: Path) -> None:
     options = ("--data.split", "random:2", "--data.root", str(tmp_path / "shards"), "--model.class_labels", "true")
     prompt = ("--model.compartment", kind, "--trainer.max_steps")

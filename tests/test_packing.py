@@ -28,7 +28,7 @@ def test_backbone_round_trip(store: Path) -> None:
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "lora", "full"])
+@pytest.mark.parametrize("kind", ["tokens", "lora", "head", "full"])
 def test_compartment_round_trip(kind: str, store: Path, fit: Fit, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     options = ("--model.compartment", kind, "--trainer.max_steps", "2", "--model.class_labels", "true")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cdm_lightning.backbone import UViT, freeze, tensors_sha256
-from cdm_lightning.prompts import KINDS, Full, LoRA, Prompt, Prompts, Tokens
+from cdm_lightning.prompts import KINDS, Full, Head, LoRA, Prompt, Prompts, Tokens
 from cdm_lightning.prompts.lora import linear_layers
 
 ZERO = torch.zeros(1, dtype=torch.long)
@@ -37,7 +37,9 @@ def prompt(kind: str, classes: int = 0, seed: int = 1) -> Prompt:
     backbone, start = network(), generator(seed)
     if kind == "tokens":
         return Tokens(backbone, 2, classes, start)
-    return LoRA(backbone, 3, classes, start) if kind == "lora" else Full(backbone, classes, start)
+    if kind == "lora":
+        return LoRA(backbone, 3, classes, start)
+    return (Head if kind == "head" else Full)(backbone, classes, start)
 
 
 def inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,12 +63,24 @@ def test_lora_is_the_backbone_with_low_rank_matrices_added_to_its_weights() -> N
     assert {name.rsplit("/")[-1] for name in linear_layers(backbone)} >= {"qkv", "proj", "fc1", "fc2", "skip_linear"}
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "head", "full"])
 def test_at_its_start_a_prompt_changes_nothing(kind: str) -> None:
     backbone, (x, time, guide) = network(), inputs(2)
     start = prompt(kind)
     adapted = type(start).network(backbone, [start], ZERO.expand(2), ZERO.expand(2))
     torch.testing.assert_close(adapted(x, time, guide=guide), backbone(x, time, guide=guide), rtol=0, atol=1e-6)
+
+
+def test_a_head_takes_the_place_of_the_backbones_own() -> None:
+    backbone, (x, time, guide) = network(), inputs(4)
+    head, whole = stirred(prompt("head"), 6), prompt("full")
+    assert isinstance(head, Head)
+    assert isinstance(whole, Full)
+    whole.copy.guide_head.load_state_dict(head.copy.state_dict())  # type: ignore[union-attr]
+    rows = torch.zeros(4, dtype=torch.long)
+    found, expected = (type(own).network(backbone, [own], rows, rows) for own in (head, whole))
+    torch.testing.assert_close(found(x, time, guide=guide), expected(x, time, guide=guide))
+    assert (found(x, time, guide=guide) - backbone(x, time, guide=guide)).abs().max() > 0.1
 
 
 def test_tokens_are_what_the_backbone_is_given() -> None:
@@ -138,6 +152,7 @@ def test_sizes_are_those_of_the_formulas() -> None:
     assert prompt("tokens", 4).count == 3 * 2 * 16 + (1 + 4) * 3 * 16
     shapes = [(layer.in_features, layer.out_features) for layer in linear_layers(backbone).values()]
     assert prompt("lora").count == sum(3 * (inside + outside) for inside, outside in shapes)
+    assert prompt("head").count == (27 + 1) * 32 + (16 + 1) * 64 + (9 * 32 + 1) * 32 + 9 * 32 + 1
     assert prompt("full").count == sum(parameter.numel() for parameter in backbone.parameters())
 
 

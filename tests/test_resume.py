@@ -55,7 +55,9 @@ def only_backbone(store: Path, place: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("kind", "step"), [("tokens", 2), ("tokens", 3), ("tokens", 13), ("lora", 7), ("full", 10)])
+@pytest.mark.parametrize(
+    ("kind", "step"), [("tokens", 2), ("tokens", 3), ("tokens", 13), ("lora", 7), ("head", 5), ("full", 10)]
+)
 def test_a_prompt_goes_on_mid_epoch_and_ends_in_the_same_bytes(
     kind: str, step: int, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

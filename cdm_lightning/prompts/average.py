@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdm_lightning.backbone import Backbone, freeze
 from cdm_lightning.prompts.full import Full
+from cdm_lightning.prompts.head import Head
 from cdm_lightning.prompts.lora import LoRA
 from cdm_lightning.prompts.prompt import Prompt
 from cdm_lightning.prompts.tokens import Tokens
@@ -51,8 +52,8 @@ def shapes(prompt: Prompt) -> dict[str, torch.Size]:
 def averaged(backbone: Backbone, prompts: Sequence[Prompt], shares: Sequence[float]) -> Prompt:
     """Return the frozen prompt sum_i lambda_i prompt_i, of at least one and not `unlike`, for the shares lambda_i.
 
-    LoRA: the addition sum_i lambda_i up_i down_i, exactly, as a LoRA of all ranks one after the other. Full copies: the
-    mean of every parameter. Tokens: the mean of every token, in place of its own.
+    LoRA: the addition sum_i lambda_i up_i down_i, exactly, as a LoRA of all ranks one after the other. Full copies
+    and heads: the mean of every parameter. Tokens: the mean of every token, in place of its own.
     """
     kind, states = type(prompts[0]), [prompt.state_dict() for prompt in prompts]
     tensors = AVERAGES[kind](states, shares)
@@ -88,5 +89,6 @@ def mean(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
 AVERAGES: Mapping[type[Prompt], Callable[[Sequence[State], Sequence[float]], dict[str, Tensor]]] = {
     LoRA: joined_ranks,
     Full: mean,
+    Head: mean,
     Tokens: mean,
 }
