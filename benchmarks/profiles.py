@@ -9,6 +9,7 @@ benchmarks/results/speed_profile_sampling.png and speed_profile_training.png.
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import torch
@@ -60,15 +61,15 @@ def main() -> None:
     torch.set_num_threads(1)
     every, plain = opened(work / "guided-4", OWNERS), opened(work / "plain-4", ["everybody"])
 
-    def steps(whole: bool) -> Callable[[], object]:
-        step = training_step(work / "plain-4", 8, whole=whole)
+    def steps(kind: Literal["whole", "tokens"]) -> Callable[[], object]:
+        step = training_step(work / "plain-4", kind)
         return lambda: [step() for _ in range(STEPS)]
 
     sampled = {
         "64 images, one plain model": sampling(plain, Settings()),
         "64 images, routed, N = 8, from the switch": sampling(every, Settings(start="switch")),
     }
-    trained = {f"{STEPS} steps, whole network": steps(True), f"{STEPS} steps, tokens alone": steps(False)}
+    trained = {f"{STEPS} steps, whole network": steps("whole"), f"{STEPS} steps, tokens alone": steps("tokens")}
     for name, actions in (("sampling", sampled), ("training", trained)):
         found = {title: seconds_by_operation(action) for title, action in actions.items()}
         draw(RESULTS / f"speed_profile_{name}.png", found)

@@ -77,6 +77,7 @@ STORES = {
     # the second table: other kinds, `public` mixed in, other numbers of owners, a monolith that is never a closed form
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
+    "ours-head": Fitted("guided", "classes", "head"),
     "ours-mixed": Fitted("guided", "classes", "full", (*FULL_RATE, "--data.public_mix", "0.2")),
     "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),

@@ -98,6 +98,7 @@ TABLES = {
         ("routed", "draft"),
         {
             "tokens": "ours-tokens",
+            "head": "ours-head",
             "full": "ours-full",
             "mixed": "ours-mixed",
             "halves": "halves-full",

@@ -131,11 +131,13 @@ def costs_of_fitting(work: Path) -> dict[str, Any]:
 
 
 def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
-    """Return the ratio of a step of tokens to one of the whole network, for each network without a guide."""
+    """Return the ratios of a step of tokens without a guide, and of a head with one, to one of the whole network."""
     found = {}
     for patch in PATCHES:
-        tokens, whole = (training_step(work / f"plain-{patch}", 8, whole=whole) for whole in (False, True))
-        found[patch] = asdict(in_turns(tokens, whole, pairs))
+        tokens, plain = (training_step(work / f"plain-{patch}", kind) for kind in ("tokens", "whole"))
+        head, guided = (training_step(work / f"guided-{patch}", kind) for kind in ("head", "whole"))
+        found[f"tokens, patches of {patch}"] = asdict(in_turns(tokens, plain, pairs))
+        found[f"a head, patches of {patch}"] = asdict(in_turns(head, guided, pairs))
     return found
 
 
@@ -157,7 +159,7 @@ def measured(work: Path, many: int, pairs: int, uvit: Path | None, diffusers: bo
             "all_of_many": opening(work / "many", "all"),
         },
         "sampler_alone": asdict(in_turns(sampler_alone(every, Settings()), sampling(every, Settings()), pairs)),
-        "step_of_tokens": steps_of_training(work, pairs),
+        "step_of_prompt": steps_of_training(work, pairs),
         "images_per_second": images_per_second(work / "shards-colour", "one", 32, 3),
         "MB_at_most": peaks(work),
         "uvit": None if uvit is None else against_public(uvit, pairs),

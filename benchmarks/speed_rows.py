@@ -11,21 +11,23 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from scipy.stats import chisquare
-from torch import Tensor
+from torch import Tensor, nn
 
-from cdm_lightning.backbone import UViT, freeze
+from cdm_lightning.backbone import freeze
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.cost import peak_of_process
+from cdm_lightning.denoiser import Network
 from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.packing import open_compartments, unpack_backbone
-from cdm_lightning.prompts import Tokens
+from cdm_lightning.prompts import Head, Prompt, Tokens
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import Store
 from datamodules import ShardDataModule
 
 PAIRS = 5
 BATCH = 64
+TOKENS = 8
 Key = TypeVar("Key")
 
 
@@ -145,24 +147,24 @@ def sampler_alone(model: Compartments, settings: Settings) -> Callable[[], None]
     return action
 
 
-def training_step(store: Path, tokens: int, whole: bool) -> Callable[[], None]:
-    """Return one step on 64 images: of the tokens of a source on the frozen network, or of the whole network."""
+def training_step(store: Path, kind: Literal["whole", "tokens", "head"]) -> Callable[[], None]:
+    """Return one step on 64 images: of the whole network, or of a source's prompt on the frozen network."""
     network, g = unpack_backbone(*Store.open(store).read_backbone())[0], generator("speed", "step")
-    assert isinstance(network, UViT)
-    prompt = Tokens(network, tokens, 0, g)
-    if whole:
-        network.requires_grad_(True)
-    else:
+    shape, first = Store.open(store).info.image_shape, torch.zeros(BATCH).long()
+    x, level = torch.randn(BATCH, *shape, generator=g), torch.rand(BATCH, generator=g)
+    guide = torch.cat([x, -x], dim=1) if network.guide_embed is not None else None
+    trained: nn.Module = network.requires_grad_()
+    if kind != "whole":
         freeze(network)
-    trained = [one for one in (*network.parameters(), *prompt.parameters()) if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    shape = Store.open(store).info.image_shape
-    x, level, first = torch.randn(BATCH, *shape, generator=g), torch.rand(BATCH, generator=g), torch.zeros(BATCH).long()
-    guide = x if network.guide_embed is not None else None
+        trained = Tokens(network, TOKENS, 0, g) if kind == "tokens" else Head(network, 0, g)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
+
+    def run() -> Network:
+        return type(trained).network(network, [trained], first, first) if isinstance(trained, Prompt) else network
 
     def action() -> None:
         optimizer.zero_grad()
-        Tokens.network(network, [prompt], first, first)(x, level, guide=guide).square().mean().backward()
+        run()(x, level, guide=guide).square().mean().backward()
         optimizer.step()
 
     return action

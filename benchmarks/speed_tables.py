@@ -37,8 +37,8 @@ def _others(found: Mapping[str, Any]) -> list[list[str]]:
         ["what", "found"],
         ["sampler alone, to `routed` of 8", _ratio(found["sampler_alone"])],
         *(
-            [f"a step of tokens, to one of the whole network, patches of {patch}", _ratio(one)]
-            for patch, one in found["step_of_tokens"].items()
+            [f"a training step of {prompt}, to one of the whole network", _ratio(one)]
+            for prompt, one in found["step_of_prompt"].items()
         ),
         ["four owners in one fit, to four fits", _ratio(fitting["four_in_one_fit"])],
         ["their bytes are the same", str(fitting["same_bytes"])],

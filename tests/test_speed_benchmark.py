@@ -59,7 +59,7 @@ def test_the_tables_have_what_was_found() -> None:
             "sampling": [row | {"to_plain": ratio, "to_same_switch": ratio, "proportions": drawn}],
             "opening": {"of_five": opening, "of_many": opening, "all_of_many": opening},
             "sampler_alone": ratio,
-            "step_of_tokens": {"4": ratio},
+            "step_of_prompt": {"a head, patches of 4": ratio},
             "images_per_second": 9876.5,
             "MB_at_most": {"fit 1 owner": 1234.5},
             "uvit": {"apart": 1e-6, "forward bfloat16": ratio},
