@@ -45,6 +45,8 @@ class Fitted:
 PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
+FAST = ("--model.prompt_learning_rate", "4e-3")
+AVERAGED = ("--model.strategy", "draft")
 PLAIN = (  # without a guide, patches of 7 and a high rate train badly
     *("--model.guide", "none", "--model.sigma_switch", "inf"),
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
@@ -82,6 +84,10 @@ STORES = {
     "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
+    # heads of eight parts, and one of all, at the usual rate and at a higher one
+    "parts-head": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED)),
+    "parts-head-fast": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED, *FAST)),
+    "parts-mono-head-fast": Fitted("guided", "union", "head", (*LABELS, *FAST), clusters=PARTS),
     # fifty owners
     "fifty": Fitted("guided", "fifty", clusters=UNION // 50),
     # a second seed

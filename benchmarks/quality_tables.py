@@ -109,6 +109,18 @@ TABLES = {
         "mono-full",
         "more",
     ),
+    "eight, heads": Table(
+        "parts-head",
+        ("draft",),
+        {
+            "draft-fast": "parts-head-fast",
+            "mono-full": "parts-mono-full",
+            "mono-head-fast": "parts-mono-head-fast",
+        },
+        "mono-full",
+        "eight-heads",
+        options=(*MANY, "--by_class"),
+    ),
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
@@ -126,4 +138,4 @@ TABLES = {
         options=FEW,
     ),
 }
-SECOND = ("more", "fifty")  # take longer than the rest may take together
+SECOND = ("more", "eight, heads", "fifty")  # take longer than the rest may take together
