@@ -3,8 +3,8 @@
     python -m benchmarks.kinds --store stores/fashion --root data/fashion --config fashion_shards.yaml --name kinds \\
         --plain out/opponents/fashion_plain/public.safetensors --sources ankle-boot,sandal,trouser --steps 200
 
-The guided backbone is the store's; the plain one is the network that `benchmarks.plain_opponent` trained on `public`
-for as many steps. Every kind is fitted by the command line into a store of its own below `--work`.
+The guided backbone is the store's; the plain one, if there is one, is the network that `benchmarks.plain_opponent`
+trained on `public` for as many steps; it has no head. Every kind is fitted by the command line into a store of its own below `--work`.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import read_tensors
 
 KINDS = ("none", "tokens", "lora", "head", "full")
-GUIDES = ("closed_form", "none")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 
 
@@ -81,12 +80,16 @@ def summary(rows: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Fit and measure every kind, write NAME.json into benchmarks/results, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name in ("store", "root", "config", "name", "plain", "sources"):
+    for name in ("store", "root", "config", "name", "sources"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--plain", help="the network; by default the guided kinds alone are measured")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--work", default="out/kinds")
     options = parser.parse_args()
-    rows = {f"{guide}, {kind}": measured(options, guide, kind) for guide in GUIDES for kind in KINDS}
+    pairs = [("closed_form", kind) for kind in KINDS]
+    if options.plain:
+        pairs += [("none", kind) for kind in KINDS if kind != "head"]
+    rows = {f"{guide}, {kind}": measured(options, guide, kind) for guide, kind in pairs}
     result = {"rows": rows, "steps": options.steps, "n_per_source": HELDOUT, "seed": 0, "versions": versions()}
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(rows))
