@@ -4,7 +4,8 @@
         --plain out/opponents/fashion_plain/public.safetensors --sources ankle-boot,sandal,trouser --steps 200
 
 The guided backbone is the store's; the plain one, if there is one, is the network that `benchmarks.plain_opponent`
-trained on `public` for as many steps; it has no head. Every kind is fitted by the command line into a store of its own below `--work`.
+trained on `public` for as many steps; it has no head. Every kind is fitted by the command line into a store of its own
+below `--work`.
 """
 
 import argparse
