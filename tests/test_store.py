@@ -461,3 +461,17 @@ def test_store_list_imports_neither_torch_nor_lightning(store: Store) -> None:
         [sys.executable, "-c", LIST, str(store.path)], check=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "[] ['a', '30']\n"
+
+
+def test_whoever_stops_reading_the_output_sees_no_traceback(tmp_path: Path) -> None:
+    """The pipe is closed before anything is written into it."""
+    store = new_store(tmp_path / "store")
+    add(store, "a", 1.0)
+    words = [sys.executable, "-m", "cdm_lightning", "store", "list", "--store", str(store.path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == b""
+    assert process.returncode == 1
