@@ -141,6 +141,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "prompts",
         "backbone",
         "guide_head",
+        "conv_net",
         "uvit_layers",
         "public_weights",
         "ema",

@@ -1,0 +1,107 @@
+"""A backbone of convolutions at full resolution: small and quick, for finishing drafts.
+
+A draft has the large structure of an image already; what is left is to tell noise from detail, pixel by pixel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from cdm_lightning.backbone import Backbone
+from cdm_lightning.errors import BadInput
+from cdm_lightning.guide_head import AT_ONCE
+from cdm_lightning.uvit_layers import sinusoidal_embedding
+
+
+class ConvNet(Backbone):
+    """Residual dilated convolutions over x, draft and residual, each modulated by the noise level and the prompt.
+
+    A layer scales and shifts its features by a linear map of the embedding of the level; prompt tokens are added to
+    that embedding. With the default dilations a pixel sees 21 x 21 others, so without a guide there is nothing to know
+    of the rest.
+
+    Args:
+        image_size: height and width of an image.
+        channels: 1 or 3.
+        guided: whether it sees a draft and its residual beside x.
+        features: hidden channels.
+        dilations: one for each residual convolution.
+        width: of the embedding of the noise level, and of prompt tokens.
+
+    Raises:
+        BadInput: a size is out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        guided: bool = True,
+        features: int = 32,
+        dilations: Sequence[int] = (1, 2, 4, 1),
+        width: int = 128,
+    ) -> None:
+        super().__init__()
+        _check(features, dilations, width)
+        self.init_args = {
+            "image_size": image_size,
+            "channels": channels,
+            "guided": guided,
+            "features": features,
+            "dilations": list(dilations),
+            "width": width,
+        }
+        self.width, self.prompt_shape = width, (1 + len(dilations), width)
+        self.enter = nn.Conv2d((3 if guided else 1) * channels, features, 3, padding=1)
+        self.middle = nn.ModuleList(nn.Conv2d(features, features, 3, padding=d, dilation=d) for d in dilations)
+        self.levels = nn.ModuleList(nn.Linear(width, 2 * features) for _ in range(1 + len(dilations)))
+        self.leave = nn.Conv2d(features, channels, 3, padding=1)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the weights (He et al. 2015); the modulation and the output start at 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.leave.weight)
+
+    def forward(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
+        """Return F [batch, channel, height, width]; see `Backbone.forward`."""
+        seen = x if guide is None else torch.cat([x, guide], dim=1)
+        embedding = sinusoidal_embedding(time, self.width)[:, None].expand(-1, len(self.levels), -1)
+        if prompt is not None:
+            embedding = embedding + prompt.sum(2)
+        if seen.device.type != "cpu" or torch.is_grad_enabled():
+            return self._run(seen, embedding)
+        pieces = zip(seen.split(AT_ONCE), embedding.split(AT_ONCE), strict=True)
+        return torch.cat([self._run(*piece) for piece in pieces])
+
+    def _run(self, seen: Tensor, embedding: Tensor) -> Tensor:
+        changes = [level(embedding[:, k])[:, :, None, None] for k, level in enumerate(self.levels)]
+        hidden = _modulated(self.enter(seen), changes[0])
+        for convolution, change in zip(self.middle, changes[1:], strict=True):
+            hidden = hidden + _modulated(convolution(hidden), change)
+        output: Tensor = self.leave(silu(hidden))
+        return output
+
+
+def _modulated(features: Tensor, change: Tensor) -> Tensor:
+    """Scale and shift features [batch, feature, height, width] by `change` [batch, 2 feature, 1, 1]."""
+    scale, shift = change.chunk(2, dim=1)
+    return silu(features * (1 + scale) + shift)
+
+
+def _check(features: int, dilations: Sequence[int], width: int) -> None:
+    """Raise BadInput that names the key of the first size out of range."""
+    where = "model.backbone.init_args"
+    if features < 1:
+        raise BadInput(f"{where}.features is {features}; expected at least 1")
+    if not dilations or min(dilations) < 1:
+        raise BadInput(f"{where}.dilations are {list(dilations)}; expected at least one, each at least 1")
+    if width < 2 or width % 2:
+        raise BadInput(f"{where}.width is {width}; expected an even number, at least 2")
