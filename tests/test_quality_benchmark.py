@@ -31,7 +31,7 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
         assert config.trainer.max_steps * sources == STEPS
     by_class = name.startswith("parts")  # then clusters are those of a class, of which every part has some
     together = 10 * (8 if by_class else 5)
-    own = 10 if by_class and fitted.split == "parts" else together // sources
+    own = 10 if fitted.split in ("parts" if by_class else "", "fifty") else together // sources
     assert config.model.clusters == own
     assert config.model.class_labels == name.startswith("parts")
     assert config.model.guide == ("none" if fitted.backbone == "plain" else "closed_form")
