@@ -139,11 +139,16 @@ def steps_of(
         multiplier=multiplier,
         clipping_norm=clipping_norm,
         draws=int(draws),
-        together=max(1, int(card.settings["batch_size"] or 0) // int(draws)),
+        together=together(int(card.settings["batch_size"] or 0), int(draws)),
         secret=secret,
         named=named,
         epsilon=lambda done: at(min(card.steps, math.ceil(done / apart) * apart)),
     )
+
+
+def together(batch_size: int, draws: int) -> int:
+    """Return how many images go through the network at once, as many rows as a plain step has."""
+    return max(1, batch_size // draws)
 
 
 def typical_norm(recipe: Recipe, store: Store, phase: Phase, untrained: Compartment) -> float:
@@ -163,7 +168,8 @@ def typical_norm(recipe: Recipe, store: Store, phase: Phase, untrained: Compartm
     cluster = form.draw_cluster(torch.rand(DRAWN, generator=draw, dtype=torch.float64))
     images = to_uint8(form.draw(torch.randn(DRAWN, *public.closed_form.shape, generator=draw), cluster, 0.0))
     draws = recipe.privacy.draws
-    nothing_secret = PrivateSteps(1, 1.0, DRAWN, 0.0, math.inf, draws, DRAWN, b"clipping", {}, lambda done: 0.0)
+    at_once = together(int(recipe.training["batch_size"] or 0), draws)
+    nothing_secret = PrivateSteps(1, 1.0, DRAWN, 0.0, math.inf, draws, at_once, b"clipping", {}, lambda done: 0.0)
     return float(norms(*module.private_losses(nothing_secret, images)).median())
 
 
