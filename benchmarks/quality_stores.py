@@ -55,6 +55,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
     "guided-inf": ("--model.sigma_switch", "inf"),
+    "conv": ("--model.backbone", "cdm_lightning.conv_net.ConvNet"),
     "plain": PLAIN,
 }
 UNION = SOURCES["classes"] * CLUSTERS
@@ -88,6 +89,13 @@ STORES = {
     "parts-head": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED)),
     "parts-head-fast": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED, *FAST)),
     "parts-mono-head-fast": Fitted("guided", "union", "head", (*LABELS, *FAST), clusters=PARTS),
+    # a backbone of convolutions alone
+    "conv": Fitted("conv", "classes"),
+    "conv-full": Fitted("conv", "classes", "full", FULL_RATE),
+    "conv-mono": Fitted("conv", "union", clusters=UNION),
+    "conv-mono-full": Fitted("conv", "union", "full", FULL_RATE, clusters=UNION),
+    "parts-conv-full": Fitted("conv", "parts", "full", (*FULL_RATE, *LABELS)),
+    "parts-conv-mono-full": Fitted("conv", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
     "fifty": Fitted("guided", "fifty"),
     # a second seed

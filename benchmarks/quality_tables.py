@@ -121,6 +121,29 @@ TABLES = {
         "eight-heads",
         options=(*MANY, "--by_class"),
     ),
+    "conv": Table(
+        "conv",
+        ("routed", "draft"),
+        {"full": "conv-full", "mono": "conv-mono", "mono-full": "conv-mono-full", "uvit-full": "ours-full"},
+        "mono-full",
+        "conv",
+    ),
+    "conv, FID": Table(
+        "conv-full",
+        ("routed",),
+        {"mono-full": "conv-mono-full"},
+        "mono-full",
+        "conv-fid",
+        "inception",
+    ),
+    "eight, conv": Table(
+        "parts-conv-full",
+        ("routed", "draft"),
+        {"mono-full": "parts-conv-mono-full", "uvit-mono-full": "parts-mono-full"},
+        "mono-full",
+        "eight-conv",
+        options=(*MANY, "--by_class"),
+    ),
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
@@ -138,4 +161,11 @@ TABLES = {
         options=FEW,
     ),
 }
-SECOND = ("more", "eight, heads", "fifty")  # take longer than the rest may take together
+SECOND = (
+    "more",
+    "eight, heads",
+    "conv",
+    "conv, FID",
+    "eight, conv",
+    "fifty",
+)  # take longer than the rest may take together
