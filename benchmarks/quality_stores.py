@@ -55,7 +55,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
     "guided-inf": ("--model.sigma_switch", "inf"),
-    "conv": ("--model.backbone", "cdm_lightning.conv_net.ConvNet"),
+    "conv": ("--model.backbone", "cdm_lightning.conv_net.ConvNet", "--model.backbone.init_args.width", "192"),
     "plain": PLAIN,
 }
 UNION = SOURCES["classes"] * CLUSTERS
