@@ -67,8 +67,9 @@ def _command(*arguments: str) -> None:
 
 def summary(by_size: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the composed models by n as a Markdown table."""
-    first = next(iter(by_size.values()))["rows"][0]["groups"][COMPOSED]["memorization"]
-    near_copies = [f"near-copies, {space}" for space in first]
+    some = [report["rows"][0]["groups"][COMPOSED]["memorization"] for report in by_size.values()]
+    spaces = sorted({space for one in some for space in one})  # without an extractor there are no features
+    near_copies = [f"near-copies, {space}" for space in spaces]
     lines = [["n", "model", *near_copies, "AUC", "found at 1 %", "falsely", "by"]]
     for n, report in sorted(by_size.items(), key=lambda item: int(item[0])):
         for row in report["rows"]:
@@ -76,7 +77,7 @@ def summary(by_size: Mapping[str, Mapping[str, Any]]) -> str:
             copies, told = found["memorization"], found["membership"]
             area = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**told["auc"])
             shares = [percent(told[name]) for name in ("true_positives", "false_positives")]
-            near = [percent(one["near_copies"]) for one in copies.values()]
+            near = [percent(copies[space]["near_copies"]) if space in copies else "-" for space in spaces]
             lines.append([n, row["name"].partition("@")[0], *near, area, *shares, told["statistic"]])
     return markdown(lines)
 
