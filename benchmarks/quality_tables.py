@@ -154,7 +154,7 @@ TABLES = {
     ),
     "five, classifier": Table(
         "paper",
-        ("classifier",),
+        ("classifier", "posterior"),
         {"mono-full": "mono-full"},
         "mono-full",
         "five-classifier",
