@@ -96,6 +96,8 @@ STORES = {
     "conv-mono-full": Fitted("conv", "union", "full", FULL_RATE, clusters=UNION),
     "parts-conv-full": Fitted("conv", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-conv-mono-full": Fitted("conv", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
+    "parts-conv-full-fast": Fitted("conv", "parts", "full", (*FAST, *LABELS)),
+    "parts-conv-mono-full-fast": Fitted("conv", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
     "fifty": Fitted("guided", "fifty"),
     # a second seed

@@ -144,6 +144,14 @@ TABLES = {
         "eight-conv",
         options=(*MANY, "--by_class"),
     ),
+    "eight, conv, fast": Table(
+        "parts-conv-full-fast",
+        ("draft",),
+        {"mono-full": "parts-conv-mono-full", "mono-full-fast": "parts-conv-mono-full-fast"},
+        "mono-full",
+        "eight-conv-fast",
+        options=(*MANY, "--by_class"),
+    ),
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
@@ -161,11 +169,7 @@ TABLES = {
         options=FEW,
     ),
 }
-SECOND = (
-    "more",
-    "eight, heads",
-    "conv",
-    "conv, FID",
-    "eight, conv",
-    "fifty",
-)  # take longer than the rest may take together
+SECOND = (  # take longer than the rest may take together
+    *("more", "eight, heads", "fifty"),
+    *("conv", "conv, FID", "eight, conv", "eight, conv, fast"),
+)
