@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.errors import BadInput
-from cdm_lightning.guide_head import AT_ONCE
+from cdm_lightning.guide_head import in_pieces, modulated
 from cdm_lightning.uvit_layers import sinusoidal_embedding
 
 
@@ -76,24 +76,16 @@ class ConvNet(Backbone):
         embedding = sinusoidal_embedding(time, self.width)[:, None].expand(-1, len(self.levels), -1)
         if prompt is not None:
             embedding = embedding + prompt.sum(2)
-        if seen.device.type != "cpu" or torch.is_grad_enabled():
-            return self._run(seen, embedding)
-        pieces = zip(seen.split(AT_ONCE), embedding.split(AT_ONCE), strict=True)
-        return torch.cat([self._run(*piece) for piece in pieces])
+        return in_pieces(self.convolve, seen, embedding)
 
-    def _run(self, seen: Tensor, embedding: Tensor) -> Tensor:
+    def convolve(self, seen: Tensor, embedding: Tensor) -> Tensor:
+        """Return F of all that is seen, with an embedding [batch, layer, width] for each layer."""
         changes = [level(embedding[:, k])[:, :, None, None] for k, level in enumerate(self.levels)]
-        hidden = _modulated(self.enter(seen), changes[0])
+        hidden = modulated(self.enter(seen), changes[0])
         for convolution, change in zip(self.middle, changes[1:], strict=True):
-            hidden = hidden + _modulated(convolution(hidden), change)
+            hidden = hidden + modulated(convolution(hidden), change)
         output: Tensor = self.leave(silu(hidden))
         return output
-
-
-def _modulated(features: Tensor, change: Tensor) -> Tensor:
-    """Scale and shift features [batch, feature, height, width] by `change` [batch, 2 feature, 1, 1]."""
-    scale, shift = change.chunk(2, dim=1)
-    return silu(features * (1 + scale) + shift)
 
 
 def _check(features: int, dilations: Sequence[int], width: int) -> None:

@@ -1,5 +1,7 @@
 """Local denoising at full resolution, for what patches cannot carry at low noise."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -42,13 +44,22 @@ class GuideHead(nn.Module):
             seen: x, draft and residual, [batch, 3 channel, height, width].
             embedding: of the noise level, [batch, width].
         """
-        change = self.level(embedding)[:, :, None, None]
-        if seen.device.type != "cpu" or torch.is_grad_enabled():
-            return self._added(seen, change)
-        return torch.cat([self._added(*some) for some in zip(seen.split(AT_ONCE), change.split(AT_ONCE), strict=True)])
+        return in_pieces(self._added, seen, self.level(embedding)[:, :, None, None])
 
     def _added(self, seen: Tensor, change: Tensor) -> Tensor:
-        scale, shift = change.chunk(2, dim=1)
-        hidden = silu(self.enter(seen) * (1 + scale) + shift)
+        hidden = modulated(self.enter(seen), change)
         output: Tensor = self.leave(silu(hidden + self.middle(hidden)))
         return output
+
+
+def modulated(features: Tensor, change: Tensor) -> Tensor:
+    """Scale and shift features [batch, feature, height, width] by `change` [batch, 2 feature, 1, 1]."""
+    scale, shift = change.chunk(2, dim=1)
+    return silu(features * (1 + scale) + shift)
+
+
+def in_pieces(run: Callable[[Tensor, Tensor], Tensor], images: Tensor, other: Tensor) -> Tensor:
+    """Return what `run` makes of images and what belongs to them, some at a time on a CPU where nothing is trained."""
+    if images.device.type != "cpu" or torch.is_grad_enabled():
+        return run(images, other)
+    return torch.cat([run(*some) for some in zip(images.split(AT_ONCE), other.split(AT_ONCE), strict=True)])

@@ -155,7 +155,7 @@ def test_a_network_has_the_parts_that_it_is_named_for() -> None:
 def test_the_deeper_head_sees_ten_pixels_to_each_side() -> None:
     head = DeepHead(1, 8)
     head.initialize(generator(0))
-    nn.init.ones_(head.leave.weight)
+    nn.init.ones_(head.net.leave.weight)
     seen = torch.randn(1, 3, 31, 31, generator=generator("x"), requires_grad=True)
     (gradient,) = torch.autograd.grad(head(seen, torch.zeros(1, 8))[0, 0, 15, 15], seen)
     reached = gradient[0].abs().sum(0).nonzero()
