@@ -1,6 +1,6 @@
 """A copy of the guide's convolutions per source: what a full copy of a guided backbone learns, in few numbers."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import ClassVar, Self
 
@@ -11,10 +11,11 @@ from cdm_lightning.backbone import Backbone, UViT
 from cdm_lightning.denoiser import Network
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import GuideHead
-from cdm_lightning.prompts.prompt import Prompt, classes_of, label_tokens
+from cdm_lightning.prompts.copied import Copied, by_source
+from cdm_lightning.prompts.prompt import label_tokens
 
 
-class Head(Prompt):
+class Head(Copied):
     """A copy of the backbone's `GuideHead`, trained; transformer and backbone's own head stay as they were.
 
     Attributes:
@@ -32,32 +33,19 @@ class Head(Prompt):
         self.copy = deepcopy(head_of(backbone)).requires_grad_()
 
     @classmethod
-    def like(cls, backbone: Backbone, tensors: Mapping[str, Tensor]) -> Self:
-        """Return a prompt into which the state dict `tensors` can be loaded."""
-        return cls(backbone, classes_of(tensors), torch.Generator())
-
-    @classmethod
     def network(cls, backbone: Backbone, prompts: Sequence[Self], row: Tensor, label: Tensor) -> Network:
         """Return F with every row's own source's head on one transformer; see `Prompt.network`."""
         labels = label_tokens(prompts, row, label)
 
         def head(seen: Tensor, embedding: Tensor) -> Tensor:
             added = torch.empty_like(seen[:, : seen.shape[1] // 3])
-            for i in row.unique().tolist():
-                mine = row == i
-                added[mine] = prompts[i].copy(seen[mine], embedding[mine]).to(added.dtype)
-            return added
+            return by_source(lambda i, *mine: prompts[i].copy(*mine), row, added, seen, embedding)
 
         def run(x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
             output: Tensor = backbone(x, time, guide=guide, prompt=labels, head=head)
             return output
 
         return run
-
-    @property
-    def batch_key(self) -> Hashable:
-        """Return what prompts must share so that their rows can go through the network together."""
-        return self.kind, self.labels is None
 
 
 def head_of(backbone: Backbone) -> GuideHead:
