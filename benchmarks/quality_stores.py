@@ -46,7 +46,11 @@ PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 FAST = ("--model.prompt_learning_rate", "4e-3")
-AVERAGED = ("--model.strategy", "draft")
+UVIT = (
+    *("--model.backbone", "cdm_lightning.backbone.UViT", "--model.backbone.init_args.width", "128"),
+    *("--model.backbone.init_args.depth", "5", "--model.backbone.init_args.heads", "4"),
+)
+PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
 PLAIN = (  # without a guide, patches of 7 and a high rate train badly
     *("--model.guide", "none", "--model.sigma_switch", "inf"),
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
@@ -55,8 +59,8 @@ BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
     "guided-inf": ("--model.sigma_switch", "inf"),
-    "conv": ("--model.backbone", "cdm_lightning.conv_net.ConvNet", "--model.backbone.init_args.width", "192"),
-    "plain": PLAIN,
+    "uvit": (*UVIT, *PATCHES_OF_7),
+    "plain": (*UVIT, *PLAIN),
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
@@ -77,30 +81,30 @@ STORES = {
     "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
     "parts-mono-full": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    # the second table: other kinds, `public` mixed in, other numbers of owners, a monolith that is never a closed form
+    # a second seed
+    "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
+    "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
+    # other kinds, `public` mixed in, other numbers of owners, a monolith that is never a closed form
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
-    "ours-head": Fitted("guided", "classes", "head"),
     "ours-mixed": Fitted("guided", "classes", "full", (*FULL_RATE, "--data.public_mix", "0.2")),
     "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
-    # heads of eight parts, and one of all, at the usual rate and at a higher one
-    "parts-head": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED)),
-    "parts-head-fast": Fitted("guided", "parts", "head", (*LABELS, *AVERAGED, *FAST)),
-    "parts-mono-head-fast": Fitted("guided", "union", "head", (*LABELS, *FAST), clusters=PARTS),
-    # a backbone of convolutions alone
-    "conv": Fitted("conv", "classes"),
-    "conv-full": Fitted("conv", "classes", "full", FULL_RATE),
-    "conv-mono": Fitted("conv", "union", clusters=UNION),
-    "conv-mono-full": Fitted("conv", "union", "full", FULL_RATE, clusters=UNION),
-    "parts-conv-full": Fitted("conv", "parts", "full", (*FULL_RATE, *LABELS)),
-    "parts-conv-mono-full": Fitted("conv", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    "parts-conv-full-fast": Fitted("conv", "parts", "full", (*FAST, *LABELS)),
-    "parts-conv-mono-full-fast": Fitted("conv", "union", "full", (*FAST, *LABELS), clusters=PARTS),
+    # eight parts at a higher rate
+    "parts-full-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS)),
+    "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
     "fifty": Fitted("guided", "fifty"),
-    # a second seed
-    "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
-    "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
+    # a transformer
+    "uvit": Fitted("uvit", "classes"),
+    "uvit-full": Fitted("uvit", "classes", "full", FULL_RATE),
+    "uvit-tokens": Fitted("uvit", "classes", "tokens"),
+    "uvit-lora": Fitted("uvit", "classes", "lora"),
+    "uvit-head": Fitted("uvit", "classes", "head"),
+    "uvit-mono": Fitted("uvit", "union", clusters=UNION),
+    "uvit-mono-full": Fitted("uvit", "union", "full", FULL_RATE, clusters=UNION),
+    "parts-uvit": Fitted("uvit", "parts", options=LABELS),
+    "parts-uvit-full": Fitted("uvit", "parts", "full", (*FULL_RATE, *LABELS)),
+    "parts-uvit-mono-full": Fitted("uvit", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
 }

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MANY = ("--n", "1000", "--batch_size", "128")
+MANY = ("--n", "1000", "--batch_size", "64")
 FEWER = ("--n", "256")
-FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
+FEW = ("--n", "500", "--batch_size", "64")  # where every image takes 175 evaluations
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,19 @@ TABLES = {
         "mono-full",
         "five-1",
     ),
+    "five, classifier": Table(
+        "paper",
+        ("classifier", "posterior"),
+        {"mono-full": "mono-full"},
+        "mono-full",
+        "five-classifier",
+        options=FEW,
+    ),
     "more": Table(
         "ours-lora",
         ("routed", "draft"),
         {
             "tokens": "ours-tokens",
-            "head": "ours-head",
             "full": "ours-full",
             "mixed": "ours-mixed",
             "halves": "halves-full",
@@ -109,47 +116,12 @@ TABLES = {
         "mono-full",
         "more",
     ),
-    "eight, heads": Table(
-        "parts-head",
-        ("draft",),
-        {
-            "draft-fast": "parts-head-fast",
-            "mono-full": "parts-mono-full",
-            "mono-head-fast": "parts-mono-head-fast",
-        },
-        "mono-full",
-        "eight-heads",
-        options=(*MANY, "--by_class"),
-    ),
-    "conv": Table(
-        "conv",
+    "eight, fast": Table(
+        "parts-full-fast",
         ("routed", "draft"),
-        {"full": "conv-full", "mono": "conv-mono", "mono-full": "conv-mono-full", "uvit-full": "ours-full"},
+        {"mono-full": "parts-mono-full", "mono-full-fast": "parts-mono-full-fast"},
         "mono-full",
-        "conv",
-    ),
-    "conv, FID": Table(
-        "conv-full",
-        ("routed",),
-        {"mono-full": "conv-mono-full"},
-        "mono-full",
-        "conv-fid",
-        "inception",
-    ),
-    "eight, conv": Table(
-        "parts-conv-full",
-        ("routed", "draft"),
-        {"mono-full": "parts-conv-mono-full", "uvit-mono-full": "parts-mono-full"},
-        "mono-full",
-        "eight-conv",
-        options=(*MANY, "--by_class"),
-    ),
-    "eight, conv, fast": Table(
-        "parts-conv-full-fast",
-        ("draft",),
-        {"mono-full": "parts-conv-mono-full", "mono-full-fast": "parts-conv-mono-full-fast"},
-        "mono-full",
-        "eight-conv-fast",
+        "eight-fast",
         options=(*MANY, "--by_class"),
     ),
     "fifty": Table(
@@ -160,16 +132,36 @@ TABLES = {
         "fifty",
         options=FEWER,
     ),
-    "five, classifier": Table(
-        "paper",
-        ("classifier", "posterior"),
-        {"mono-full": "mono-full"},
+    "uvit": Table(
+        "uvit",
+        ("routed", "draft"),
+        {
+            "tokens": "uvit-tokens",
+            "lora": "uvit-lora",
+            "head": "uvit-head",
+            "full": "uvit-full",
+            "mono": "uvit-mono",
+            "mono-full": "uvit-mono-full",
+            "conv-full": "ours-full",
+        },
         "mono-full",
-        "five-classifier",
-        options=FEW,
+        "uvit",
+    ),
+    "uvit, FID": Table(
+        "uvit",
+        ("routed",),
+        {"full": "uvit-full", "mono": "uvit-mono", "mono-full": "uvit-mono-full"},
+        "mono-full",
+        "uvit",
+        "inception",
+    ),
+    "eight, uvit": Table(
+        "parts-uvit-full",
+        ("routed", "draft"),
+        {"mono-full": "parts-uvit-mono-full"},
+        "mono-full",
+        "eight-uvit",
+        options=(*MANY, "--by_class"),
     ),
 }
-SECOND = (  # take longer than the rest may take together
-    *("more", "eight, heads", "fifty"),
-    *("conv", "conv, FID", "eight, conv", "eight, conv, fast"),
-)
+SECOND = ("more", "eight, fast", "fifty", "uvit", "uvit, FID", "eight, uvit")  # take longer than the rest may together

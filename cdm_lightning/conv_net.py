@@ -41,7 +41,7 @@ class ConvNet(Backbone):
         guided: bool = True,
         features: int = 32,
         dilations: Sequence[int] = (1, 2, 4, 1),
-        width: int = 128,
+        width: int = 192,
     ) -> None:
         super().__init__()
         _check(features, dilations, width)
