@@ -2,7 +2,7 @@
 
     python -m benchmarks.private_step --name private_step
 
-The network of configs/fashion_shards.yaml with random weights on random images, 8 tokens; both steps are guided by the
+A U-ViT with random weights on random images, 8 tokens; both steps are guided by the
 same closed form. A plain step has `rows` images, a private one rows / draws images of `draws` noises each. Seconds are
 those of the processor, from the images to the gradient; the optimizer's part is the same for both.
 """

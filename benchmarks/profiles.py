@@ -2,7 +2,7 @@
 
     python -m benchmarks.profiles --work out/speed
 
-After `benchmarks.speed` with the same WORK: its network with patches of 4, one thread. Writes
+After `benchmarks.speed` with the same WORK: its default network, one thread. Writes
 benchmarks/results/speed_profile_sampling.png and speed_profile_training.png.
 """
 
@@ -15,6 +15,7 @@ import matplotlib as mpl
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.speed import DEFAULT
 from benchmarks.speed_rows import opened, sampling, training_step
 from benchmarks.speed_stores import OWNERS
 from cdm_lightning.generation import Settings
@@ -59,10 +60,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/speed"), help="the folder of `benchmarks.speed`")
     work: Path = parser.parse_args().work
     torch.set_num_threads(1)
-    every, plain = opened(work / "guided-4", OWNERS), opened(work / "plain-4", ["everybody"])
+    every, plain = opened(work / f"guided-{DEFAULT}", OWNERS), opened(work / f"plain-{DEFAULT}", ["everybody"])
 
     def steps(kind: Literal["whole", "tokens"]) -> Callable[[], object]:
-        step = training_step(work / "plain-4", kind)
+        step = training_step(work / f"plain-{DEFAULT}", kind)
         return lambda: [step() for _ in range(STEPS)]
 
     sampled = {

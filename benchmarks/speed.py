@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed --work out/speed [--many 1000] [--pairs 5] [--uvit CHECKOUT] [--diffusers]
 
-One thread. Networks are that of fashion_shards.yaml (patches of 7) and one with patches of 4, so with three times the
-tokens; images and owners are made up, since only shapes and numbers matter here. Our network is compared with that of
-`--uvit`, a checkout of github.com/baofff/U-ViT, and with that of diffusers. Ends with tables, and WORK/speed.json.
+One thread. Networks are that of fashion_shards.yaml, of convolutions, and a U-ViT with patches of 4; images and owners
+are made up, since only shapes and numbers matter here. The U-ViT is compared with that of `--uvit`, a checkout of
+github.com/baofff/U-ViT, and with diffusers' transformer. Ends with tables, and WORK/speed.json.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from benchmarks.speed_rows import (
     training_step,
 )
 from benchmarks.speed_stores import (
-    FINER,
     IMAGES,
+    NETWORKS,
     OF_OWNER,
     OF_PUBLIC,
     OWNERS,
@@ -53,9 +53,9 @@ from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.tensor_files import write_report
 
+DEFAULT = next(iter(NETWORKS))
 ONE = "everybody"  # the source of a large number of images
 TOKENS = ("--model.compartment", "tokens", "--trainer.max_steps", 20, "--refit")
-PATCHES = {"4": FINER, "7": ()}
 WAYS: tuple[tuple[Strategy, Start], ...] = (
     ("routed", "noise"),
     ("draft", "noise"),
@@ -70,15 +70,15 @@ def prepare(work: Path) -> None:
     grey = {"public": OF_PUBLIC, ONE: IMAGES} | dict.fromkeys(OWNERS, OF_OWNER)
     root = write_shards(work, "grey", grey, SIZE, 1)
     write_shards(work, "colour", {"public": 64, "one": 4096}, 32, 3)
-    for patch, size in PATCHES.items():
-        fit(work / f"guided-{patch}", root, OWNERS, *size)
-        fit(work / f"plain-{patch}", root, [ONE], *size, *PLAIN)
+    for network, chosen in NETWORKS.items():
+        fit(work / f"guided-{network}", root, OWNERS, *chosen)
+        fit(work / f"plain-{network}", root, [ONE], *chosen, *PLAIN)
 
 
-def costs_of_sampling(work: Path, patch: str, pairs: int, many: int) -> list[dict[str, Any]]:
+def costs_of_sampling(work: Path, network: str, pairs: int, many: int) -> list[dict[str, Any]]:
     """Return a row for every way to sample: its ratio to one plain model, and to one with the same switch and start."""
-    plain, one = opened(work / f"plain-{patch}", [ONE]), opened(work / f"guided-{patch}", [ONE])
-    every = opened(work / f"guided-{patch}", OWNERS)
+    plain, one = opened(work / f"plain-{network}", [ONE]), opened(work / f"guided-{network}", [ONE])
+    every = opened(work / f"guided-{network}", OWNERS)
     models = {(len(every), *way): every for way in WAYS}
     if many:
         models[many, "routed", "switch"] = models[many, "assign", "noise"] = opened(work / "many", "all")
@@ -100,8 +100,8 @@ def costs_of_sampling(work: Path, patch: str, pairs: int, many: int) -> list[dic
             "evaluations": evaluations(model, settings[way]),
             "plain_evaluations": evaluations(plain, Settings()),
         }
-        named = {"patch": patch, "N": way[0], "strategy": way[1], "start": way[2]}
-        draws = patch == "7" and len(model) == len(OWNERS) and way[1] != "draft"
+        named = {"network": network, "N": way[0], "strategy": way[1], "start": way[2]}
+        draws = network == DEFAULT and len(model) == len(OWNERS) and way[1] != "draft"
         shares = proportions(model, settings[way]) if draws else None
         rows.append(named | counted | ratios | {"proportions": shares})
     return rows
@@ -111,13 +111,13 @@ def costs_of_fitting(work: Path) -> dict[str, Any]:
     """Fit a large source into the guided stores, and four owners in one fit and in four; return what that took."""
     root, place = work / "shards-grey", work / "fitted"
     large = ("--model.clusters", 80)
-    took = seconds_of(lambda: fit(work / "guided-4", root, [ONE], *large, *FINER))
-    fit(work / "guided-7", root, [ONE], *large)
+    took = seconds_of(lambda: fit(work / f"guided-{DEFAULT}", root, [ONE], *large, *NETWORKS[DEFAULT]))
+    fit(work / "guided-U-ViT", root, [ONE], *large, *NETWORKS["U-ViT"])
     four = OWNERS[:4]
     for name in ("together", "alone"):
         (place / name).mkdir(parents=True)
         for file in ("store.json", "backbone.safetensors"):
-            shutil.copy(work / "guided-7" / file, place / name / file)
+            shutil.copy(work / f"guided-{DEFAULT}" / file, place / name / file)
 
     def alone() -> None:
         for owner in four:
@@ -133,11 +133,11 @@ def costs_of_fitting(work: Path) -> dict[str, Any]:
 def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
     """Return the ratios of a step of tokens without a guide, and of a head with one, to one of the whole network."""
     found = {}
-    for patch in PATCHES:
-        tokens, plain = (training_step(work / f"plain-{patch}", kind) for kind in ("tokens", "whole"))
-        head, guided = (training_step(work / f"guided-{patch}", kind) for kind in ("head", "whole"))
-        found[f"tokens, patches of {patch}"] = asdict(in_turns(tokens, plain, pairs))
-        found[f"a head, patches of {patch}"] = asdict(in_turns(head, guided, pairs))
+    for network in NETWORKS:
+        tokens, plain = (training_step(work / f"plain-{network}", kind) for kind in ("tokens", "whole"))
+        found[f"tokens, {network}"] = asdict(in_turns(tokens, plain, pairs))
+    head, guided = (training_step(work / "guided-U-ViT", kind) for kind in ("head", "whole"))
+    found["a head, U-ViT"] = asdict(in_turns(head, guided, pairs))
     return found
 
 
@@ -145,14 +145,16 @@ def measured(work: Path, many: int, pairs: int, uvit: Path | None, diffusers: bo
     """Prepare and time everything; see `tables_of` for what it is."""
     prepare(work)
     five = [f"owner{k}" for k in range(5)]
-    write_many(work / "five", Store.open(work / "guided-4"), 5)
-    write_many(work / "many", Store.open(work / "guided-4"), many)
+    write_many(work / "five", Store.open(work / f"guided-{DEFAULT}"), 5)
+    write_many(work / "many", Store.open(work / f"guided-{DEFAULT}"), many)
     fitting = costs_of_fitting(work)
-    every = opened(work / "guided-4", OWNERS)
+    every = opened(work / f"guided-{DEFAULT}", OWNERS)
     return {
         "many": many,
         "fitting": fitting,
-        "sampling": [row for patch in PATCHES for row in costs_of_sampling(work, patch, pairs, many * (patch == "4"))],
+        "sampling": [
+            row for network in NETWORKS for row in costs_of_sampling(work, network, pairs, many * (network == DEFAULT))
+        ],
         "opening": {
             "of_five": opening(work / "five", five),
             "of_many": opening(work / "many", five),

@@ -22,7 +22,7 @@ from benchmarks.speed_stores import SIZE
 from cdm_lightning.backbone import UViT
 from cdm_lightning.seeding import generator
 
-PATCH, WIDTH, DEPTH, HEADS = 4, 128, 5, 4  # as configs/fashion_shards.yaml
+PATCH, WIDTH, DEPTH, HEADS = 4, 128, 5, 4
 EQUAL = 1e-4  # the largest difference between two networks of the same weights
 
 

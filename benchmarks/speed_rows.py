@@ -152,7 +152,7 @@ def training_step(store: Path, kind: Literal["whole", "tokens", "head"]) -> Call
     network, g = unpack_backbone(*Store.open(store).read_backbone())[0], generator("speed", "step")
     shape, first = Store.open(store).info.image_shape, torch.zeros(BATCH).long()
     x, level = torch.randn(BATCH, *shape, generator=g), torch.rand(BATCH, generator=g)
-    guide = torch.cat([x, -x], dim=1) if network.guide_embed is not None else None
+    guide = torch.cat([x, -x], dim=1) if network.init_args["guided"] else None
     trained: nn.Module = network.requires_grad_()
     if kind != "whole":
         freeze(network)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from benchmarks.backbones import copy_backbone
+from benchmarks.quality_stores import UVIT
 from cdm_lightning.cli import main
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.gaussians import Gaussians
@@ -24,7 +25,7 @@ from cdm_lightning.store import Store
 OWNERS = [f"owner{k}" for k in range(8)]
 SIZE, IMAGES, OF_OWNER, OF_PUBLIC = 28, 6000, 750, 600
 CONFIG = ("--config", "fashion_shards.yaml")
-FINER = ("--model.backbone.init_args.patch_size", 4)  # three times the tokens
+NETWORKS = {"ConvNet": (), "U-ViT": (*UVIT, "--model.backbone.init_args.patch_size", "4")}
 PLAIN = ("--model.guide", "none", "--model.sigma_switch", "inf")
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 

@@ -16,10 +16,10 @@ def _ratio(one: Mapping[str, float]) -> str:
 
 
 def _sampling(found: Mapping[str, Any]) -> list[list[str]]:
-    head = ["patches", "N", "strategy", "start", "evaluations", "to one plain model", "to one of the same switch"]
+    head = ["network", "N", "strategy", "start", "evaluations", "to one plain model", "to one of the same switch"]
     return [head] + [
         [
-            row["patch"],
+            row["network"],
             str(row["N"]),
             row["strategy"],
             row["start"],

@@ -44,7 +44,7 @@ def test_a_ratio_of_turns() -> None:
 def test_the_tables_have_what_was_found() -> None:
     ratio = vars(Ratio(0.5, 0.712, 0.69, 0.75, 0.7))
     row = {
-        "patch": "4",
+        "network": "ConvNet",
         "N": 8,
         "strategy": "routed",
         "start": "switch",
@@ -59,7 +59,7 @@ def test_the_tables_have_what_was_found() -> None:
             "sampling": [row | {"to_plain": ratio, "to_same_switch": ratio, "proportions": drawn}],
             "opening": {"of_five": opening, "of_many": opening, "all_of_many": opening},
             "sampler_alone": ratio,
-            "step_of_prompt": {"a head, patches of 4": ratio},
+            "step_of_prompt": {"a head, U-ViT": ratio},
             "images_per_second": 9876.5,
             "MB_at_most": {"fit 1 owner": 1234.5},
             "uvit": {"apart": 1e-6, "forward bfloat16": ratio},
@@ -74,7 +74,7 @@ def test_the_tables_have_what_was_found() -> None:
         }
     )
     found = "0.71 (0.69 to 0.75), 0.70"
-    assert f"| 4 | 8 | routed | switch | 18 / 35 | {found} | {found} |" in text
+    assert f"| ConvNet | 8 | routed | switch | 18 / 35 | {found} | {found} |" in text
     assert "| the same 5 of 1000 | 1.23 s, 20.0 MB read, 30 MB held |" in text
     assert "| a source of 6000 images, `none` | 4.2 s, 3.2 s of the processor |" in text
     assert f"| our U-ViT to the public code, forward bfloat16 | {found} |" in text
