@@ -2,8 +2,8 @@
 
     python -m benchmarks.private_prompts --work out/quality --source sandal
 
-WORK is that of `benchmarks.quality`, with its backbones and shards. Tokens are trained at several epsilon, of which the
-closed form takes its share, and without privacy, for as many steps on as many images.
+WORK is that of `benchmarks.quality`, with its backbones and shards. Tokens are trained at several epsilon, of which
+they take several shares, and without privacy, for as many steps on as many images. Beside that, the closed form alone.
 """
 
 import argparse
@@ -28,18 +28,22 @@ from cdm_lightning.validate_command import shard_data
 
 SIGMAS = (1.0, 0.5, 0.3, 0.1)
 EPSILONS = (1.0, 10.0, None)  # None: without privacy
+SHARES = {"guided": (0.5, 0.2, 0.05, None), "plain": (0.5,)}  # of the budget that tokens take; None: there are none
 TOKENS = ("--model.compartment", "tokens", "--trainer.max_steps", "100", "--data.batch_size", "256")
 HELD_OUT = 200
 
 
-def measured(options: argparse.Namespace, backbone: str, epsilon: float | None) -> dict[str, Any]:
+def measured(options: argparse.Namespace, backbone: str, epsilon: float | None, share: float | None) -> dict[str, Any]:
     """Fit the source, and return its held-out errors by row and what its card says of the training."""
-    work, name = Path(options.work), f"private-{backbone}-{epsilon or 'plain'}"
+    work, name = Path(options.work), f"private-{backbone}-{epsilon or 'plain'}-{share or 'none'}"
     place, root = work / "stores" / name, work / "shards" / "classes"
     copy_backbone(work / "stores" / f"backbone-{backbone}", place)
-    budget = [] if epsilon is None else ["--privacy.epsilon", str(epsilon), "--privacy.draws", "1"]
+    chosen = list(TOKENS if share else ())
+    if epsilon is not None:
+        chosen += ["--privacy.epsilon", str(epsilon)]
+        chosen += ["--privacy.draws", "1", "--privacy.prompt_share", str(share)] if share else []
     where = ["--store", str(place), "--data.root", str(root), "--data.sources", f"[{options.source}]"]
-    one(name, Step(["fit", "--config", CONFIG, *where, *BACKBONES[backbone], *TOKENS, *budget, *QUIET]), work / "logs")
+    one(name, Step(["fit", "--config", CONFIG, *where, *BACKBONES[backbone], *chosen, *QUIET]), work / "logs")
     store = Store.open(place)
     opened = open_compartments(store, [options.source], sigma_switch=None, device="cpu")
     bare = opened.with_sources({options.source: replace(opened.compartments[options.source], prompt=None)})
@@ -49,15 +53,18 @@ def measured(options: argparse.Namespace, backbone: str, epsilon: float | None) 
             row: heldout_error(one_of[options.source], x_0, SIGMAS)
             for row, one_of in (("with", opened), ("without", bare))
         }
-    return {"backbone": backbone, "epsilon": epsilon, "mse": errors, "card": store.read_card(options.source).settings}
+    card = store.read_card(options.source).settings
+    return {"backbone": backbone, "epsilon": epsilon, "share": share, "mse": errors, "card": card}
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Return the errors, with the prompt and without, by backbone and epsilon."""
-    table = [["backbone", "epsilon", *(f"{row} prompt: {sigma:g}" for row in ("without", "with") for sigma in SIGMAS)]]
+    """Return the errors, with the prompt and without, by backbone, epsilon and share."""
+    names = [f"{row} prompt: {sigma:g}" for row in ("without", "with") for sigma in SIGMAS]
+    table = [["backbone", "epsilon", "share of the prompt", *names]]
     for row in rows:
         errors = [f"{error:.4f}" for name in ("without", "with") for error in row["mse"][name]]
-        table.append([row["backbone"], "no privacy" if row["epsilon"] is None else f"{row['epsilon']:g}", *errors])
+        epsilon = "no privacy" if row["epsilon"] is None else f"{row['epsilon']:g}"
+        table.append([row["backbone"], epsilon, "no prompt" if row["share"] is None else f"{row['share']:g}", *errors])
     return markdown(table)
 
 
@@ -67,7 +74,12 @@ def main() -> None:
     parser.add_argument("--work", default="out/quality", help="folder of benchmarks.quality")
     parser.add_argument("--source", default="sandal")
     options = parser.parse_args()
-    rows = [measured(options, backbone, epsilon) for backbone in ("guided", "plain") for epsilon in EPSILONS]
+    rows = [
+        measured(options, backbone, epsilon, share)
+        for backbone, shares in SHARES.items()
+        for epsilon in EPSILONS
+        for share in (shares if epsilon is not None else shares[:1])
+    ]
     result = {"rows": rows, "sigma": SIGMAS, "source": options.source, "heldout": HELD_OUT, "versions": versions()}
     (RESULTS / "private_prompts.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(rows))

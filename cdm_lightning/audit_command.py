@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -176,7 +176,10 @@ def canary_report(card: Card, images: Tensor, frame: Frame, releases: int) -> di
     assert isinstance(stated, float)
     assert isinstance(clusters, int)
     assert delta is not None
-    shares = Privacy(stated, delta).shares(card.steps > 0)
+    privacy = Privacy(stated, delta)
+    if card.steps:
+        privacy = replace(privacy, prompt_share=float(card.settings["prompt_share"] or 0))
+    shares = privacy.shares(card.steps > 0)
     assert shares is not None
     flat = from_uint8(images[:MOST_IMAGES]).flatten(1).double()
     found = least_epsilon(*scores(flat, frame, shares.form, clusters, releases), delta)

@@ -99,7 +99,11 @@ def private_card(
     if trained:
         own |= prompt_settings(module) | recipe.training
         own |= {"clipping_norm": privacy.clipping_norm, "draws": privacy.draws, "noise_multiplier": fit.multiplier}
-        own |= {"sampling_rate": sampling_rate(recipe, fit.n), "clipped_at": fit.clipped_at}
+        own |= {
+            "prompt_share": privacy.prompt_share,
+            "sampling_rate": sampling_rate(recipe, fit.n),
+            "clipped_at": fit.clipped_at,
+        }
     if fit.slack:
         own["slack"] = fit.slack
     return Card(

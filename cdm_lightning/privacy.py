@@ -8,7 +8,6 @@ from cdm_lightning.card import Card
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussian_mechanism import check_budget, composed, epsilon_of, mu_of
 
-PROMPT_SHARE = 0.5  # of mu^2, if a prompt is trained; the rest is for the closed form
 SLACK_SHARE = 0.02  # of delta, if a prompt is trained; see `subsampled_gaussian`
 
 
@@ -44,6 +43,7 @@ class Privacy:
         clipping_norm: what the gradient of one image is cut to in the training of a private prompt; by default the
             median that images drawn from the released closed form have at the start.
         draws: noise levels of each image in a step of it, whose gradients are averaged before they are cut.
+        prompt_share: of the budget (of mu^2) that a private prompt takes; the rest is for the closed form.
 
     Raises:
         BadInput: a value is out of range.
@@ -55,6 +55,7 @@ class Privacy:
     sources: list[str] | None = None
     clipping_norm: float | None = None
     draws: int = 4
+    prompt_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
@@ -65,6 +66,8 @@ class Privacy:
             raise BadInput(f"privacy.clipping_norm is {self.clipping_norm}; expected a number above 0")
         if self.draws < 1:
             raise BadInput(f"privacy.draws is {self.draws}; expected at least 1")
+        if not 0 < self.prompt_share < 1:
+            raise BadInput(f"privacy.prompt_share is {self.prompt_share}; expected a number between 0 and 1")
 
     def shares(self, prompt: bool) -> Shares | None:
         """Return what one fit may spend, with or without a trained prompt; None if no source is private.
@@ -77,7 +80,7 @@ class Privacy:
             return Shares(mu_of(self.epsilon, self.delta), 0.0, 0.0)
         slack = SLACK_SHARE * self.delta
         mu = mu_of(self.epsilon, self.delta - slack)
-        return Shares(mu * math.sqrt(1 - PROMPT_SHARE), mu * math.sqrt(PROMPT_SHARE), slack)
+        return Shares(mu * math.sqrt(1 - self.prompt_share), mu * math.sqrt(self.prompt_share), slack)
 
     def covers(self, source: str) -> bool:
         """Return whether a source is private."""

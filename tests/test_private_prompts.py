@@ -23,7 +23,7 @@ from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.phase import Phase
-from cdm_lightning.privacy import PROMPT_SHARE, SLACK_SHARE, Privacy, together
+from cdm_lightning.privacy import SLACK_SHARE, Privacy, together
 from cdm_lightning.private_fitting import check_privacy
 from cdm_lightning.private_runs import MARK, RECORD
 from cdm_lightning.private_training import typical_norm
@@ -39,7 +39,17 @@ from tests.test_privacy import error_of, files, published, secret  # noqa: F401 
 
 STEPS = 6
 PROMPT = ("--model.compartment", "tokens", "--model.tokens", "2", "--trainer.max_steps", str(STEPS))
-PRIVATE = ("--privacy.epsilon", "8", "--privacy.delta", "1e-4", "--privacy.draws", "2", *PROMPT)
+PRIVATE = (
+    "--privacy.epsilon",
+    "8",
+    "--privacy.delta",
+    "1e-4",
+    "--privacy.draws",
+    "2",
+    "--privacy.prompt_share",
+    "0.4",
+    *PROMPT,
+)
 
 LOGGED = ("--trainer.logger", "true", "--trainer.log_every_n_steps", "1")
 
@@ -92,7 +102,7 @@ def test_card_accounts_and_listings_agree(private: Path, capsys: pytest.CaptureF
 def test_closed_form_and_prompt_are_within_the_budget_by_opacus(private: Path) -> None:
     """The accountant of another project, called with what the card says."""
     card = Store.open(private).read_card("digit4")
-    form = mu_of(8, 1e-4 - card.slack) * (1 - PROMPT_SHARE) ** 0.5
+    form = mu_of(8, 1e-4 - card.slack) * (1 - float(card.settings["prompt_share"] or 0)) ** 0.5
     steps = (float(card.settings["noise_multiplier"] or 0), 16 / card.n, STEPS)
     assert 0.85 * 8 < epsilon_after([(1 / form, 1.0, 1), steps], 1e-4) < 8.02
 
@@ -266,6 +276,7 @@ def test_what_was_interrupted_goes_on_and_is_one_release(
         (("--trainer.max_steps", "0"), "a prompt needs at least 1 training step"),
         (("--privacy.delta", "0.5"), "privacy.delta is 0.5, above 1 / n of source 'digit4'"),
         (("--privacy.draws", "0"), "privacy.draws is 0; expected at least 1"),
+        (("--privacy.prompt_share", "1"), "privacy.prompt_share is 1.0; expected a number between 0 and 1"),
         (("--privacy.clipping_norm", "0"), "privacy.clipping_norm is 0.0; expected a number above 0"),
     ],
 )
@@ -323,10 +334,10 @@ def test_prompts_that_used_delta_up_are_told(
 
 def test_the_shares_add_up_to_the_budget() -> None:
     assert Privacy().shares(prompt=True) is None
-    privacy = Privacy(epsilon=3.0, delta=1e-5)
+    privacy = Privacy(epsilon=3.0, delta=1e-5, prompt_share=0.2)
     alone, both = privacy.shares(prompt=False), privacy.shares(prompt=True)
     assert alone is not None
     assert both is not None
     assert (alone.mu, alone.prompt, alone.slack) == (mu_of(3.0, 1e-5), 0.0, 0.0)
     assert epsilon_of(both.mu, 1e-5 - both.slack) == pytest.approx(3.0)
-    assert both.prompt**2 / both.mu**2 == pytest.approx(PROMPT_SHARE)
+    assert both.prompt**2 / both.mu**2 == pytest.approx(0.2)
