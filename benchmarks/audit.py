@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backbones import copy_backbone
+from benchmarks.backbones import copy_backbone, options_of
 from benchmarks.quality_stores import CLUSTERS, CONFIG, UNION
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
@@ -45,7 +45,8 @@ def fitted(backbone: Path, store: Path, root: Path, exclude: Path, split: str, c
     """Fit closed forms into a store on a copy of a backbone; what is up to date is left as it is."""
     copy_backbone(backbone, store)
     data = ["--data.root", str(root), "--data.exclude", str(exclude), "--data.split", split]
-    _command("fit", "--config", CONFIG, "--store", str(store), *data, "--model.clusters", str(clusters), *QUIET)
+    chosen = [*options_of(store), "--model.clusters", str(clusters)]
+    _command("fit", "--config", CONFIG, "--store", str(store), *data, *chosen, *QUIET)
     return store
 
 

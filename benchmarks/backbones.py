@@ -1,5 +1,6 @@
 """Stores that begin with the backbone of another one: as it is, or with a network or a setting replaced."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,23 @@ from cdm_lightning.backbone import Backbone
 from cdm_lightning.packing import pack_backbone
 from cdm_lightning.public import Public
 from cdm_lightning.store import BACKBONE, Store
+
+LINKED = ("image_size", "channels", "guided")  # arguments of a backbone that follow from other options
+PINNED = {"guide": "guide", "rank": "rank", "sigma_switch": "sigma_switch", "steps": "backbone_steps"}
+
+
+def options_of(store: Path) -> list[str]:
+    """Return the options of `fit` by which any configuration agrees with the backbone of a store."""
+    settings = Store.open(store).read_backbone()[1]
+    network = settings["backbone"]
+    sizes = {f"backbone.init_args.{name}": one for name, one in network["init_args"].items() if name not in LINKED}
+    others = {option: settings[name] for name, option in PINNED.items()}
+    chosen = {"backbone": network["class_path"], **sizes, **others}
+    return [word for name, value in chosen.items() for word in (f"--model.{name}", _written(value))]
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def copy_backbone(store: Path, place: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.backbones import copy_backbone
+from benchmarks.backbones import copy_backbone, options_of
 from benchmarks.quality import QUIET, Step, one
 from benchmarks.quality_stores import CLUSTERS, CONFIG, FULL_RATE
 from cdm_lightning.compartments import Compartments
@@ -48,7 +48,7 @@ def trained_coalitions(backbone: Store, train: Mapping[str, Tensor], work: Path)
     for coalition in CHOSEN:
         name = name_of(coalition)
         where = ["--store", str(place), "--data.root", str(shards), "--data.split", "folder", "--data.from", "folder"]
-        what = ["--data.sources", f"[{name}]", "--model.compartment", "full", *FULL_RATE]
+        what = ["--data.sources", f"[{name}]", "--model.compartment", "full", *FULL_RATE, *options_of(place)]
         size = ["--model.clusters", str(CLUSTERS * len(coalition)), "--trainer.max_steps", str(STEPS)]
         one(name, Step(["fit", "--config", CONFIG, *where, *what, *size, *QUIET]), work / "logs")
     store = Store.open(place)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.backbones import copy_backbone
+from benchmarks.backbones import copy_backbone, options_of
 from benchmarks.quality import QUIET, Step, one
 from benchmarks.quality_stores import CONFIG
 from benchmarks.store_report import RESULTS
@@ -54,7 +54,7 @@ def fitted(options: argparse.Namespace, epsilon: float | None, kind: str) -> Sto
         chosen |= {"--privacy.epsilon": str(epsilon), "--privacy.delta": str(options.delta)}
         chosen |= PRIVATE_PROMPT if kind != "none" else {}
     words = [word for pair in chosen.items() for word in pair]
-    where = ["--store", str(place), "--data.root", options.root]
+    where = ["--store", str(place), "--data.root", options.root, *options_of(place)]
     one(name, Step(["fit", "--config", CONFIG, *where, *words, *QUIET]), Path(options.work) / "logs")
     return Store.open(place)
 
