@@ -45,6 +45,9 @@ class Fitted:
 PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
+LONG = ("--trainer.max_steps", "375")  # three times as many
+MIXED = ("--data.public_mix", "0.2")
+AVERAGED = ("--model.strategy", "draft")
 FAST = ("--model.prompt_learning_rate", "4e-3")
 UVIT = (
     *("--model.backbone", "cdm_lightning.backbone.UViT", "--model.backbone.init_args.width", "128"),
@@ -58,8 +61,8 @@ PLAIN = (  # without a guide, patches of 7 and a high rate train badly
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
-    "guided-inf": ("--model.sigma_switch", "inf"),
     "uvit": (*UVIT, *PATCHES_OF_7),
+    "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
 }
 UNION = SOURCES["classes"] * CLUSTERS
@@ -84,16 +87,16 @@ STORES = {
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
-    # other kinds, `public` mixed in, other numbers of owners, a monolith that is never a closed form
+    # other kinds
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
-    "ours-mixed": Fitted("guided", "classes", "full", (*FULL_RATE, "--data.public_mix", "0.2")),
-    "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
-    "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
-    "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
-    # eight parts at a higher rate
-    "parts-full-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS)),
+    # eight parts, averaged: a higher rate, longer, other kinds, `public` mixed in
+    "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
+    "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
+    "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
+    "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
+    "parts-mixed": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *MIXED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
     "fifty": Fitted("guided", "fifty"),
     # a transformer
@@ -102,8 +105,12 @@ STORES = {
     "uvit-tokens": Fitted("uvit", "classes", "tokens"),
     "uvit-lora": Fitted("uvit", "classes", "lora"),
     "uvit-head": Fitted("uvit", "classes", "head"),
+    "uvit-mixed": Fitted("uvit", "classes", "full", (*FULL_RATE, *MIXED)),
+    "uvit-halves": Fitted("uvit", "halves", "full", FULL_RATE, clusters=UNION // 2),
+    "uvit-quarters": Fitted("uvit", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "uvit-mono": Fitted("uvit", "union", clusters=UNION),
     "uvit-mono-full": Fitted("uvit", "union", "full", FULL_RATE, clusters=UNION),
+    "uvit-mono-full-inf": Fitted("uvit-inf", "union", "full", FULL_RATE, clusters=UNION),
     "parts-uvit": Fitted("uvit", "parts", options=LABELS),
     "parts-uvit-full": Fitted("uvit", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-uvit-mono-full": Fitted("uvit", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
