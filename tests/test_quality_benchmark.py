@@ -28,7 +28,7 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
     config, fitted = fit_parser().parse_args(STEPS_OF_PLAN[name].arguments[1:]), STORES[name]
     sources = SOURCES[fitted.split]
     if fitted.kind != "none":
-        assert config.trainer.max_steps * sources == STEPS
+        assert config.trainer.max_steps * sources == STEPS * (3 if name.endswith("-long") else 1)
     by_class = name.startswith("parts")  # then clusters are those of a class, of which every part has some
     together = 10 * (8 if by_class else 5)
     own = 10 if fitted.split in ("parts" if by_class else "", "fifty") else together // sources
@@ -92,14 +92,14 @@ def test_a_step_that_fails_ends_the_run_and_shows_why(tmp_path: Path) -> None:
 
 
 def test_steps_are_chosen_with_all_that_they_need() -> None:
-    expected = {"shards of classes", "shards of union", "backbone guided", "backbone guided-inf", "mono-full-inf"}
-    assert set(chosen(STEPS_OF_PLAN, ["mono-full-inf"])) == expected
+    expected = {"shards of classes", "shards of union", "backbone uvit", "backbone uvit-inf", "uvit-mono-full-inf"}
+    assert set(chosen(STEPS_OF_PLAN, ["uvit-mono-full-inf"])) == expected
     whole = chosen(STEPS_OF_PLAN, [])
     tables = {name for name in whole if name.startswith("table ")}
     assert tables == {name for name in STEPS_OF_PLAN if name.startswith("table ")} - {
         f"table {name}" for name in SECOND
     }
-    assert {"halves-full", "ours-lora", "fifty"} & set(whole) == set()
+    assert {"uvit-halves", "ours-lora", "fifty"} & set(whole) == set()
     assert all(set(step.needs) <= set(whole) for step in whole.values())
     with pytest.raises(SystemExit, match="there is no step 'mone'"):
         chosen(STEPS_OF_PLAN, ["mone"])
@@ -107,13 +107,13 @@ def test_steps_are_chosen_with_all_that_they_need() -> None:
 
 def test_a_backbone_without_switch_is_the_same_network(store: Path, tmp_path: Path) -> None:
     plan = Plan(tmp_path, None, None)
-    plan.place("backbone-guided").parent.mkdir(parents=True)
-    plan.place("backbone-guided").symlink_to(store)
-    prepare = plan.steps()["backbone guided-inf"].prepare
+    plan.place("backbone-uvit").parent.mkdir(parents=True)
+    plan.place("backbone-uvit").symlink_to(store)
+    prepare = plan.steps()["backbone uvit-inf"].prepare
     assert prepare is not None
     prepare()
     (given, public), (network, switchless) = (
-        unpack_backbone(*Store.open(place).read_backbone()) for place in (store, plan.place("backbone-guided-inf"))
+        unpack_backbone(*Store.open(place).read_backbone()) for place in (store, plan.place("backbone-uvit-inf"))
     )
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in given.state_dict().items())
     expected = public.tensors()
