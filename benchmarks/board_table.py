@@ -1,6 +1,6 @@
 """The scores that a fit logged to TensorBoard, as tables: over the training of the backbone, and by number of sources.
 
-python -m benchmarks.board_table --store stores/fashion
+python -m benchmarks.board_table --store stores/cifar
 """
 
 import argparse

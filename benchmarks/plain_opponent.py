@@ -1,6 +1,6 @@
 """The guided backbone, which never trained on the sources, against plain networks of the same size that did.
 
-    python -m benchmarks.plain_opponent --store stores/fashion --root data/fashion --name fashion_plain
+    python -m benchmarks.plain_opponent --store stores/cifar --root data/cifar --name cifar_plain --tune none
 
 Trains a plain network on `public` for as many steps as the store's backbone, then tunes a full copy of it to every
 source for as many steps again, and compares held-out denoising errors. `--tune none` leaves the tuning out, `--tune
