@@ -46,6 +46,7 @@ PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # three times as many
+SMALL = ("--data.batch_size", "16")  # as many images in four times as many steps
 MIXED = ("--data.public_mix", "0.2")
 AVERAGED = ("--model.strategy", "draft")
 FAST = ("--model.prompt_learning_rate", "4e-3")
@@ -94,6 +95,12 @@ STORES = {
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
+    "parts-small": Fitted(
+        "guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *SMALL, "--trainer.max_steps", "500")
+    ),
+    "parts-mono-full-small": Fitted(
+        "guided", "union", "full", (*FULL_RATE, *LABELS, *SMALL, "--trainer.max_steps", "4000"), clusters=PARTS
+    ),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     "parts-mixed": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *MIXED)),
