@@ -98,9 +98,6 @@ STORES = {
     "parts-small": Fitted(
         "guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *SMALL, "--trainer.max_steps", "500")
     ),
-    "parts-mono-full-small": Fitted(
-        "guided", "union", "full", (*FULL_RATE, *LABELS, *SMALL, "--trainer.max_steps", "4000"), clusters=PARTS
-    ),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     "parts-mixed": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *MIXED)),

@@ -122,7 +122,6 @@ TABLES = {
             "mixed": "parts-mixed",
             "mono-full": "parts-mono-full",
             "mono-full-fast": "parts-mono-full-fast",
-            "mono-full-small": "parts-mono-full-small",
         },
         "mono-full",
         "eight-other",
