@@ -88,10 +88,9 @@ STORES = {
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
-    # other kinds
+    # another kind
     "ours-tokens": Fitted("guided", "classes", "tokens"),
-    "ours-lora": Fitted("guided", "classes", "lora"),
-    # eight parts, averaged: a higher rate, longer, other kinds, `public` mixed in
+    # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
@@ -100,7 +99,6 @@ STORES = {
     ),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
-    "parts-mixed": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *MIXED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
     "fifty": Fitted("guided", "fifty"),
     # a transformer

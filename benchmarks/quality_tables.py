@@ -106,7 +106,7 @@ TABLES = {
     "kinds": Table(
         "ours-tokens",
         ("routed",),
-        {"lora": "ours-lora", "full": "ours-full", "mono-full": "mono-full"},
+        {"full": "ours-full", "mono-full": "mono-full"},
         "mono-full",
         "kinds",
     ),
@@ -119,7 +119,6 @@ TABLES = {
             "long": "parts-long",
             "lora": "parts-lora",
             "tokens": "parts-tokens",
-            "mixed": "parts-mixed",
             "mono-full": "parts-mono-full",
             "mono-full-fast": "parts-mono-full-fast",
         },
