@@ -55,7 +55,7 @@ class Privacy:
     sources: list[str] | None = None
     clipping_norm: float | None = None
     draws: int = 4
-    prompt_share: float = 0.5
+    prompt_share: float = 0.05
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
