@@ -97,6 +97,9 @@ STORES = {
     "parts-small": Fitted(
         "guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *SMALL, "--trainer.max_steps", "500")
     ),
+    "parts-mono-full-small": Fitted(
+        "guided", "union", "full", (*FULL_RATE, *LABELS, *SMALL, "--trainer.max_steps", "4000"), clusters=PARTS
+    ),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart

@@ -121,6 +121,7 @@ TABLES = {
             "tokens": "parts-tokens",
             "mono-full": "parts-mono-full",
             "mono-full-fast": "parts-mono-full-fast",
+            "mono-full-small": "parts-mono-full-small",
         },
         "mono-full",
         "eight-other",
