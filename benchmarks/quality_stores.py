@@ -88,8 +88,6 @@ STORES = {
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
-    # another kind
-    "ours-tokens": Fitted("guided", "classes", "tokens"),
     # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
@@ -103,7 +101,7 @@ STORES = {
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
-    "fifty": Fitted("guided", "fifty"),
+    "fifty": Fitted("uvit", "fifty"),
     # a transformer
     "uvit": Fitted("uvit", "classes"),
     "uvit-full": Fitted("uvit", "classes", "full", FULL_RATE),

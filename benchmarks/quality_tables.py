@@ -103,13 +103,6 @@ TABLES = {
         "five-classifier",
         options=FEW,
     ),
-    "kinds": Table(
-        "ours-tokens",
-        ("routed",),
-        {"full": "ours-full", "mono-full": "mono-full"},
-        "mono-full",
-        "kinds",
-    ),
     "eight, other ways": Table(
         "parts-full",
         ("draft",),
@@ -130,7 +123,7 @@ TABLES = {
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
-        {"mono": "mono", "mono-full": "mono-full"},
+        {"mono": "uvit-mono", "mono-full": "uvit-mono-full"},
         "mono-full",
         "fifty",
         options=FEWER,
@@ -176,6 +169,6 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("kinds", "eight, other ways", "fifty"),
+    *("eight, other ways", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )

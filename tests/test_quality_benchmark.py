@@ -99,7 +99,7 @@ def test_steps_are_chosen_with_all_that_they_need() -> None:
     assert tables == {name for name in STEPS_OF_PLAN if name.startswith("table ")} - {
         f"table {name}" for name in SECOND
     }
-    assert {"uvit-halves", "ours-tokens", "fifty"} & set(whole) == set()
+    assert {"uvit-halves", "uvit-tokens", "fifty"} & set(whole) == set()
     assert all(set(step.needs) <= set(whole) for step in whole.values())
     with pytest.raises(SystemExit, match="there is no step 'mone'"):
         chosen(STEPS_OF_PLAN, ["mone"])
