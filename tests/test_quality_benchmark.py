@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import quality
+from benchmarks.backbones import LINKED, options_of
 from benchmarks.quality import Plan, Step, chosen, run
 from benchmarks.quality_stores import SOURCES, STEPS, STORES
 from benchmarks.quality_tables import SECOND, TABLES
@@ -120,3 +121,13 @@ def test_a_backbone_without_switch_is_the_same_network(store: Path, tmp_path: Pa
     expected["scalars"][3] = torch.inf
     assert all(torch.equal(switchless.tensors()[name], tensor) for name, tensor in expected.items())
     assert switchless.sigma_switch == float("inf")
+
+
+def test_options_make_any_configuration_agree_with_a_backbone(store: Path) -> None:
+    model = fit_parser().parse_args(["--config", "fashion_shards.yaml", *options_of(store)]).model
+    settings = Store.open(store).read_backbone()[1]
+    assert model.backbone.class_path == settings["backbone"]["class_path"]
+    sizes = {name: one for name, one in settings["backbone"]["init_args"].items() if name not in LINKED}
+    assert {name: model.backbone.init_args[name] for name in sizes} == sizes
+    assert (model.guide, model.rank) == (settings["guide"], settings["rank"])
+    assert (model.sigma_switch, model.backbone_steps) == (settings["sigma_switch"], settings["steps"])
