@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cdm_lightning.backbone import Backbone
+from cdm_lightning.fit_checks import PINNED
 from cdm_lightning.packing import pack_backbone
 from cdm_lightning.public import Public
 from cdm_lightning.store import BACKBONE, Store
 
 LINKED = ("image_size", "channels", "guided")  # arguments of a backbone that follow from other options
-PINNED = {"guide": "guide", "rank": "rank", "sigma_switch": "sigma_switch", "steps": "backbone_steps"}
+OPTIONS = {"steps": "backbone_steps"}  # of `fit`, where a setting has another name
 
 
 def options_of(store: Path) -> list[str]:
@@ -20,7 +21,7 @@ def options_of(store: Path) -> list[str]:
     settings = Store.open(store).read_backbone()[1]
     network = settings["backbone"]
     sizes = {f"backbone.init_args.{name}": one for name, one in network["init_args"].items() if name not in LINKED}
-    others = {option: settings[name] for name, option in PINNED.items()}
+    others = {OPTIONS.get(name, name): settings[name] for name in PINNED if name in settings}
     chosen = {"backbone": network["class_path"], **sizes, **others}
     return [word for name, value in chosen.items() for word in (f"--model.{name}", _written(value))]
 

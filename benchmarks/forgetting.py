@@ -25,7 +25,7 @@ from benchmarks.convergence import NEAR, WARM_UP, Point, compared, curve
 from benchmarks.forgetting_tables import summary
 from benchmarks.kid_differences import kids
 from benchmarks.quality import Plan, Step, one
-from benchmarks.quality_stores import CLUSTERS, FULL_RATE, SOURCES, Fitted
+from benchmarks.quality_stores import BATCH, CLUSTERS, FULL_RATE, SOURCES, Fitted
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.collateral import collateral
@@ -41,7 +41,6 @@ MONOLITH = Fitted("uvit", "union", clusters=SOURCES["parts"] * CLUSTERS)
 TRAINED: dict[str, Any] = {"kind": "full", "options": FULL_RATE}
 BUDGETS = {"part": (PARTS, 300, 25), "monolith": (MONOLITH, 2400, 100)}  # steps, and steps between points
 HELD_OUT = 400  # images of a curve
-BATCH = 64  # of fashion_shards.yaml
 STAGES = ("closed forms", "curves")
 AIM = 1.05 / SOURCES["parts"]
 

@@ -25,15 +25,13 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from benchmarks.quality_stores import UVIT
 from benchmarks.versions import versions
 
 KINDS = ("none", "tokens", "lora", "head", "full")
 A, B, C = "digit0", "digit1", "digit2"
 CONFIG = "digits_shards.yaml"
-UVIT = (  # which can have every kind
-    *("--model.backbone", "cdm_lightning.backbone.UViT", "--model.backbone.init_args.patch_size", 2),
-    *("--model.backbone.init_args.width", 128, "--model.backbone.init_args.depth", 5),
-)
+TRANSFORMER = (*UVIT, "--model.backbone.init_args.patch_size", 2)  # can have every kind
 RESULTS = Path(__file__).parent / "results"
 QUIET = ("--metrics.extractor", "none", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
 NOT_THE_MODEL = ("runs", "ledger", "compartments.lock", "exclusions")  # logs, dates, and what was forgotten
@@ -84,7 +82,7 @@ class Trial:
         """Fit sources into a store, one after another in one command."""
         where = ("--store", store, "--data.root", self.folder / root, "--data.from", "list", "--data.split", "list")
         chosen = ("--data.sources", f"[{sources}]")
-        command("fit", "--config", CONFIG, *UVIT, *where, *chosen, *self.options, *QUIET, *options)
+        command("fit", "--config", CONFIG, *TRANSFORMER, *where, *chosen, *self.options, *QUIET, *options)
 
     def store(self, name: str, start: Path | None = None) -> Path:
         """Return a copy of a store; by default of the one that holds the backbone alone."""

@@ -7,7 +7,8 @@ one source is all of them. `public` is the other five classes in all of them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STEPS = 1000  # of training on the sources' images, in all, for every store that is trained
+STEPS = 1000  # of training on the sources' images, in all, for every store that is trained, with batches of BATCH
+BATCH = 64
 CLUSTERS = 10  # of a source, and of each class of it
 CONFIG = "fashion_shards.yaml"
 SOURCES = {"classes": 5, "union": 1, "halves": 2, "quarters": 4, "parts": 8, "fifty": 50}
@@ -25,6 +26,7 @@ class Fitted:
         options: of `fit`, beside those that follow from the above.
         seed: of the training.
         clusters: of a source's closed form, and of that of each class; a monolith has as many as the sources together.
+        batch: images of a training step; of smaller batches there are more, so images are as many.
     """
 
     backbone: str
@@ -33,11 +35,13 @@ class Fitted:
     options: tuple[str, ...] = ()
     seed: int = 0
     clusters: int = CLUSTERS
+    batch: int = BATCH
 
     def arguments(self) -> list[str]:
         """Return the options of `fit`."""
-        steps = STEPS // SOURCES[self.split]
-        trained = ["--trainer.max_steps", str(steps)] if self.kind != "none" else []
+        steps = STEPS * BATCH // self.batch // SOURCES[self.split]
+        size = ["--data.batch_size", str(self.batch)]
+        trained = [*size, "--trainer.max_steps", str(steps)] if self.kind != "none" else []
         what = ["--model.compartment", self.kind, "--model.clusters", str(self.clusters)]
         return [*what, *trained, *BACKBONES[self.backbone], "--seed", str(self.seed), *self.options]
 
@@ -46,7 +50,7 @@ PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # three times as many
-SMALL = ("--data.batch_size", "16")  # as many images in four times as many steps
+SMALL = 16  # images of a batch
 MIXED = ("--data.public_mix", "0.2")
 AVERAGED = ("--model.strategy", "draft")
 FAST = ("--model.prompt_learning_rate", "4e-3")
@@ -92,12 +96,8 @@ STORES = {
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
-    "parts-small": Fitted(
-        "guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *SMALL, "--trainer.max_steps", "500")
-    ),
-    "parts-mono-full-small": Fitted(
-        "guided", "union", "full", (*FULL_RATE, *LABELS, *SMALL, "--trainer.max_steps", "4000"), clusters=PARTS
-    ),
+    "parts-small": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=SMALL),
+    "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart

@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.quality_stores import UVIT
 from cdm_lightning.cli import main
 from cdm_lightning.module import CompartmentalizedDiffusion
 
 GOLDEN = Path(__file__).parent / "golden" / "debug_losses.json"
-UVIT = (
-    *("--model.backbone", "cdm_lightning.backbone.UViT", "--model.backbone.init_args.patch_size", "2"),
-    *("--model.backbone.init_args.width", "128", "--model.backbone.init_args.depth", "5"),
-)
+TRANSFORMER = (*UVIT, "--model.backbone.init_args.patch_size", "2")
 SETTINGS = {
-    "closed_form-tokens": (*UVIT, "--model.guide", "closed_form", "--model.compartment", "tokens"),
-    "closed_form-lora": (*UVIT, "--model.guide", "closed_form", "--model.compartment", "lora"),
-    "none-full": (*UVIT, "--model.guide", "none", "--model.compartment", "full"),
+    "closed_form-tokens": (*TRANSFORMER, "--model.guide", "closed_form", "--model.compartment", "tokens"),
+    "closed_form-lora": (*TRANSFORMER, "--model.guide", "closed_form", "--model.compartment", "lora"),
+    "none-full": (*TRANSFORMER, "--model.guide", "none", "--model.compartment", "full"),
     "conv-tokens": ("--model.guide", "closed_form", "--model.compartment", "tokens"),
 }
 
