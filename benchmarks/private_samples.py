@@ -35,7 +35,7 @@ COMPOSED = "composed"
 EXTRACTOR: Literal["effnet-lite0"] = "effnet-lite0"
 PROMPT = {"--trainer.max_steps": "60", "--data.batch_size": "128"}
 SCORES = {"Frechet": ("frechet", ".0f"), "KID": ("kid", ".3f")}  # name, and how it is written
-PRIVATE_PROMPT = {"--privacy.draws": "2", "--privacy.prompt_share": "0.5"}
+PRIVATE_PROMPT = {"--privacy.draws": "2"}
 
 
 def label(epsilon: float | None, kind: str) -> str:

@@ -66,6 +66,7 @@ PLAIN = (  # without a guide, patches of 7 and a high rate train badly
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
+    "guided-inf": ("--model.sigma_switch", "inf"),
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
@@ -83,6 +84,13 @@ STORES = {
     "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
     "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
+    # other kinds of compartment, and numbers of owners
+    "ours-tokens": Fitted("guided", "classes", "tokens"),
+    "ours-lora": Fitted("guided", "classes", "lora"),
+    "ours-mixed": Fitted("guided", "classes", "full", (*FULL_RATE, *MIXED)),
+    "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
+    "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
+    "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
     # eight random parts, class-conditional
     "parts": Fitted("guided", "parts", options=LABELS),
     "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),
@@ -101,7 +109,7 @@ STORES = {
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart
-    "fifty": Fitted("uvit", "fifty"),
+    "fifty": Fitted("guided", "fifty"),
     # a transformer
     "uvit": Fitted("uvit", "classes"),
     "uvit-full": Fitted("uvit", "classes", "full", FULL_RATE),

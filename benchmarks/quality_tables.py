@@ -123,10 +123,25 @@ TABLES = {
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
-        {"mono": "uvit-mono", "mono-full": "uvit-mono-full"},
+        {"mono": "mono", "mono-full": "mono-full"},
         "mono-full",
         "fifty",
         options=FEWER,
+    ),
+    "five, more": Table(
+        "ours-lora",
+        ("routed", "draft"),
+        {
+            "tokens": "ours-tokens",
+            "full": "ours-full",
+            "mixed": "ours-mixed",
+            "halves": "halves-full",
+            "quarters": "quarters-full",
+            "mono-full": "mono-full",
+            "mono-full-inf": "mono-full-inf",
+        },
+        "mono-full",
+        "five-more",
     ),
     "uvit": Table(
         "uvit",
@@ -169,6 +184,6 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("eight, other ways", "fifty"),
+    *("eight, other ways", "five, more", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
