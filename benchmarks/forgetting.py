@@ -150,7 +150,7 @@ def main() -> None:
     for split in ("parts", "union"):
         if not Path(plan.root(split)).is_dir():
             one(f"shards of {split}", plan.steps()[f"shards of {split}"], work / "logs")
-    copy_backbone(Path(options.backbone), plan.place("backbone-uvit"))
+    copy_backbone(Path(options.backbone), plan.place("backbone-guided"))
     key = images(plan.root("parts"), SOURCE, TRAIN)[0][0]
     (work / "excluded.txt").write_text(key + "\n")
     place = Place(plan, key, work / "excluded.txt")
@@ -164,7 +164,7 @@ def main() -> None:
         "training": f"full copy, batch {BATCH}, rate 1e-3, constant after {WARM_UP} steps",
         "seconds_of_curves": "of CPU, one thread, closed forms and drafts included, measuring not",
         "split": "Fashion-MNIST, public 0, 2, 4, 6, 8; eight random parts of the other classes; 10 % held out; seed 0",
-        "backbone": Store.open(plan.place("backbone-uvit")).read_backbone()[1],
+        "backbone": Store.open(plan.place("backbone-guided")).read_backbone()[1],
         "versions": versions(),
     }
     found: dict[str, Callable[[], dict[str, Any]]] = {
