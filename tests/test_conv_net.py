@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.conv_net import ConvNet
 from cdm_lightning.errors import BadInput
+from cdm_lightning.evidence import Featured
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import Store
@@ -67,6 +68,22 @@ def test_every_image_is_as_if_it_were_alone(guided: bool) -> None:
     torch.testing.assert_close(in_pieces, together)
     torch.testing.assert_close(torch.cat(alone), together)
     assert (network(x, time.flip(0), guide=given) - together).abs().amax((1, 2, 3))[[0, -1]].min() > 1e-2
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_features_are_what_the_last_layer_reads_by_sixteenths(guided: bool) -> None:
+    network, (x, time, guide), read = made(guided), inputs(3), []
+    given = guide if guided else None
+    handle = network.leave.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    network(x, time, guide=given)
+    handle.remove()
+    cells = [read[0][:, :, row : row + 2, column : column + 2] for row in (0, 2, 4, 6) for column in (0, 2, 4, 6)]
+    means = torch.stack([cell.mean((2, 3)) for cell in cells], dim=2).flatten(1)
+    expected = torch.cat([means, read[0].std((2, 3), correction=0)], dim=1)
+    torch.testing.assert_close(network.features(x, time, guide=given), expected, rtol=1e-5, atol=1e-6)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(x, time, guide=given), expected, rtol=1e-5, atol=1e-6)
+    assert isinstance(network, Featured)
 
 
 def test_a_prompt_is_another_embedding_of_the_level() -> None:

@@ -20,7 +20,7 @@ class Featured(Protocol):
 
 @dataclass(frozen=True)
 class BackboneFeatures:
-    """Features of x by one pass of the first half of the network, whatever the number of sources.
+    """Features of x by one pass of the network, or of its first half, whatever the number of sources.
 
     A guided backbone is guided by the closed form of all of `public`, so that no source has a part in them.
 
