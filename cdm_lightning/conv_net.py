@@ -14,7 +14,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import in_pieces, modulated
 from cdm_lightning.uvit_layers import sinusoidal_embedding
 
-CELLS = 4  # to a side of the image, for `features`
+CELLS = 7  # to a side of the image, for `features`
 
 
 class ConvNet(Backbone):
@@ -85,9 +85,9 @@ class ConvNet(Backbone):
         return output
 
     def features(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
-        """Return what the last layer knows of an image, [batch, 17 features]: see `Featured.features`.
+        """Return what the last layer knows of an image, [batch, 50 features]: see `Featured.features`.
 
-        The mean of each channel over each sixteenth of the image, then its deviation over all of it.
+        The mean of each channel over each cell of a grid of 7 x 7, then its deviation over all of it.
         """
         hidden = in_pieces(self._hidden, _seen(x, guide), self._embedding(time))
         cells = adaptive_avg_pool2d(hidden, CELLS).flatten(1)

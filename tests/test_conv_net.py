@@ -71,13 +71,14 @@ def test_every_image_is_as_if_it_were_alone(guided: bool) -> None:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_features_are_what_the_last_layer_reads_by_sixteenths(guided: bool) -> None:
-    network, (x, time, guide), read = made(guided), inputs(3), []
+def test_features_are_what_the_last_layer_reads_by_cells(guided: bool) -> None:
+    network, (x, time, guide), read = made(guided, 14), inputs(3, 14), []
     given = guide if guided else None
     handle = network.leave.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     network(x, time, guide=given)
     handle.remove()
-    cells = [read[0][:, :, row : row + 2, column : column + 2] for row in (0, 2, 4, 6) for column in (0, 2, 4, 6)]
+    starts = range(0, 14, 2)
+    cells = [read[0][:, :, row : row + 2, column : column + 2] for row in starts for column in starts]
     means = torch.stack([cell.mean((2, 3)) for cell in cells], dim=2).flatten(1)
     expected = torch.cat([means, read[0].std((2, 3), correction=0)], dim=1)
     torch.testing.assert_close(network.features(x, time, guide=given), expected, rtol=1e-5, atol=1e-6)
