@@ -112,7 +112,7 @@ class JointClassifier:
         return replace(self._bare, whitening=Whitening(knots, *rest)), JointHead(knots, weight, bias)
 
     def log_densities(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return log p_i(x; sigma) [source, batch], up to a constant common to all sources, by one pass of the features."""
+        """Return log p_i(x; sigma) [source, batch], up to a constant common to all, by one pass of the features."""
         features, head = self._parts
         return head.logits(features(x, sigma)).T
 
