@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 MANY = ("--n", "1000", "--batch_size", "64")
 SLOW = ("--n", "1000", "--batch_size", "128")
+NO_JUDGE = ("--judge_images", "0")  # proportions are those of the same samples in the first table
 FEWER = ("--n", "256")
-FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
+FEW = ("--n", "256", "--batch_size", "128")  # where every image takes 175 evaluations
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ TABLES = {
         "mono-full",
         "five",
         "inception",
+        (*MANY, *NO_JUDGE),
     ),
     "eight": Table(
         "parts",
@@ -173,6 +175,7 @@ TABLES = {
         "mono-full",
         "uvit",
         "inception",
+        (*MANY, *NO_JUDGE),
     ),
     "eight, uvit": Table(
         "parts-uvit-full",

@@ -122,7 +122,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"near-copies among held-out images: {heldout['value']:.1%}; nearest of {report['training_images']} training "
         f"images, at most {report['near_copies_threshold']:.1f} grey levels (rms)"
     )
-    sources = "proportions of sources: not judged, there is one source"
+    why = "there is one source" if len(report["prior"]) == 1 else "--judge_images is 0"
+    sources = f"proportions of sources: not judged, {why}"
     if judge is not None:
         sources = f"judge of sources: right about {judge['accuracy']:.1%} of held-out images"
     free = [row["name"] for row in report["rows"] if not row["by_class"]] if report["by_class"] else []

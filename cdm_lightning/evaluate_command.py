@@ -36,6 +36,7 @@ from cdm_lightning.store import Store
 from cdm_lightning.stratification import class_counts, quotas
 from cdm_lightning.tensor_files import write_atomic, write_report
 from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
+from cdm_lightning.yardstick import JUDGE_IMAGES
 from datamodules.names import HELDOUT
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
@@ -55,6 +56,17 @@ def evaluate_parser() -> Parser:
     parser.add_argument(
         "--out", type=str, required=True, help="folder for the tables, samples.png, and the rows as they come"
     )
+    add_row_options(parser)
+    add_image_options(parser)
+    add_measure_options(parser)
+    parser.add_argument("--n", type=int, default=2000, help=f"sampled images, at least {LEAST}")
+    parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
+    parser.add_argument("--json", type=str | None, default=None, help="also write the table as JSON to this file")
+    return parser
+
+
+def add_row_options(parser: Parser) -> None:
+    """Add the options that say what is compared."""
     parser.add_argument(
         "--strategies",
         type=str,
@@ -64,20 +76,20 @@ def evaluate_parser() -> Parser:
         "exact: classifier (weights of one classifier of all sources), soup (averaged prompts); NAME@SIGMA has its "
         "closed forms above another noise level, NAME@inf nowhere; by default all others that the store allows",
     )
+    against = "LABEL=STORE: other stores, a row each; LABEL@SIGMA=STORE as above"
+    parser.add_argument("--against", type=str, nargs="+", default=None, help=against)
+    base = "row that the others are divided by; by default routed, or the first"
+    parser.add_argument("--base", type=str | None, default=None, help=base)
     parser.add_argument(
-        "--against",
-        type=str,
-        nargs="+",
-        default=None,
-        help="LABEL=STORE: other stores, a row each; LABEL@SIGMA=STORE as above",
+        "--by_class",
+        action="store_true",
+        help="sample images under classes, as often as among the sources' training images; all stores need class "
+        "labels; public has no class and is sampled without",
     )
-    parser.add_argument(
-        "--base",
-        type=str | None,
-        default=None,
-        help="row that the others are divided by; by default routed, or the first",
-    )
-    add_image_options(parser)
+
+
+def add_measure_options(parser: Parser) -> None:
+    """Add the options that say what samples are compared in."""
     parser.add_argument(
         "--extractor",
         type=Literal["effnet-lite0", "inception"],
@@ -88,15 +100,11 @@ def evaluate_parser() -> Parser:
         "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
     )
     parser.add_argument(
-        "--by_class",
-        action="store_true",
-        help="sample images under classes, as often as among the sources' training images; all stores need class "
-        "labels; public has no class and is sampled without",
+        "--judge_images",
+        type=int,
+        default=JUDGE_IMAGES,
+        help="training images of each source that the judge of its share among the samples learns from; 0: no judge",
     )
-    parser.add_argument("--n", type=int, default=2000, help=f"sampled images, at least {LEAST}")
-    parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
-    parser.add_argument("--json", type=str | None, default=None, help="also write the table as JSON to this file")
-    return parser
 
 
 def evaluate(config: Any) -> dict[str, Any]:
@@ -114,39 +122,47 @@ def evaluate(config: Any) -> dict[str, Any]:
     models = opened_models(store, sources, names, opponents, config.device, config.by_class, classifier)
     base = chosen_base(config.base, list(models))
     root, exclude = place_of_images(config, fit_record(store), store)
-    images = EvaluationImages(store, sources, root, exclude)
+    images = EvaluationImages(store, sources, root, exclude, config.judge_images)
     extractor = open_extractor(config.extractor, config.inception)
-    folder = out / "rows"
     note_outputs(out, models)
-    folder.mkdir(exist_ok=True)
+    (out / "rows").mkdir(exist_ok=True)
     make_yardstick = partial(images.yardstick, extractor, kept)
-    comparison = Comparison(folder, settings, extractor, images.identity(), make_yardstick)
+    comparison = Comparison(out / "rows", settings, extractor, images.identity(), make_yardstick)
     train_classifier(list(models.values()), images, settings)
     order = [base, *(name for name in models if name != base)]
     rows = {name: comparison.row(*models[name], *models[base]) for name in order}
     alone = proportions_alone(models, rows, images.prior(), settings)
+    shares = quotas(class_counts(store, sources), settings.n) if config.by_class else None
     report = {
         "store": str(store.path),
         "sources": sources,
         "root": str(root),
         "exclude": exclude,
         "split": HELDOUT,
-        "base": base,
-        "by_class": config.by_class,
-        "classes": quotas(class_counts(store, sources), settings.n) if config.by_class else None,
-        "extractor": extractor.name,
+        **described(settings, extractor.name, shares),
+        **compared(rows, base, list(models), score_name("frechet", settings.n, extractor.name), alone),
+    }
+    write(out, report, {name: comparison.samples(*models[name]).images[:PICTURES] for name in models})
+    return report
+
+
+def described(settings: Settings, extractor: str, classes: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return what table.json says of how images were sampled; `classes` is how many of each, None without classes."""
+    return {
+        "by_class": classes is not None,
+        "classes": classes,
+        "extractor": extractor,
         **{name: getattr(settings, name) for name in ("n", *SAMPLED_WITH)},
         **environment(),
-        **rows[base]["yardstick"],
-        "rows": [
-            shown(rows[name], rows[base], score_name("frechet", settings.n, extractor.name))
-            | {"proportions_alone": alone.get(name)}
-            for name in models
-        ],
     }
-    pictures = {name: comparison.samples(*models[name]).images[:PICTURES] for name in models}
-    write(out, report, pictures)
-    return report
+
+
+def compared(
+    rows: Mapping[str, dict[str, Any]], base: str, order: list[str], frechet: str, alone: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what table.json says of the rows and of what they were measured with; see `shown`."""
+    found = [shown(rows[name], rows[base], frechet) | {"proportions_alone": alone.get(name)} for name in order]
+    return {"base": base, **rows[base]["yardstick"], "rows": found}
 
 
 def settings_of(config: Any) -> Settings:
@@ -157,6 +173,8 @@ def settings_of(config: Any) -> Settings:
     """
     if config.n < LEAST:
         raise BadInput(f"--n is {config.n}; expected at least {LEAST}")
+    if config.judge_images < 0:
+        raise BadInput(f"--judge_images is {config.judge_images}; expected how many, or 0 for no judge")
     check_seed(config.seed)
     check_folder(Path(config.out))
     return Settings(n=config.n, **{name: config[name] for name in SAMPLED_WITH})
@@ -205,7 +223,7 @@ def proportions_alone(
     Such samples are those of the row `assign`. It is fair to rows of the same compartments alone: only their samples
     are, if the strategy is right, samples of the same sources, mixed.
     """
-    if ASSIGN not in models or len(prior) == 1:
+    if ASSIGN not in models or rows[ASSIGN]["named"] is None:
         return {}
     contender, opened = models[ASSIGN]
     sources = list(prior)

@@ -16,7 +16,7 @@ from cdm_lightning.proportions import SourceJudge, proportions
 from cdm_lightning.reference import Reference, joined, references_of, source_reference
 from cdm_lightning.resampled_scores import frechet_replicates, kid_replicates
 
-JUDGE_IMAGES = 500  # training images of each source that the judge of sources learns from
+JUDGE_IMAGES = 500  # training images of each source that the judge of sources learns from, unless said otherwise
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Yardstick:
         extractor: its name.
         reference: features of the held-out images of all sources.
         copies: what is a near-copy of a training image.
-        judge: names the source of an image; None for a single source.
+        judge: names the source of an image; None for a single source, or if nobody asked.
+        judge_images: training images of each source that it learned from.
         prior: lambda_i by source.
     """
 
@@ -35,6 +36,7 @@ class Yardstick:
     reference: Reference
     copies: NearCopies
     judge: SourceJudge | None
+    judge_images: int
     prior: Mapping[str, float]
 
     @classmethod
@@ -45,6 +47,7 @@ class Yardstick:
         prior: Mapping[str, float],
         extractor: FeatureExtractor,
         kept: Path,
+        judge_images: int = JUDGE_IMAGES,
     ) -> "Yardstick":
         """Return the yardstick of sources.
 
@@ -54,17 +57,18 @@ class Yardstick:
             prior: lambda_i by source.
             extractor: makes features.
             kept: folder where features are kept.
+            judge_images: training images of each source that the judge learns from; 0: no judge.
         """
         known = references_of(kept, heldout, extractor)
         judge = None
-        if len(heldout) > 1:
+        if len(heldout) > 1 and judge_images:
             some = {
-                source: source_reference(kept, source, images[:JUDGE_IMAGES], extractor).features
+                source: source_reference(kept, source, images[:judge_images], extractor).features
                 for source, images in training.items()
             }
             judge = SourceJudge.fit(some, {source: reference.features for source, reference in known.items()})
         copies = NearCopies.of(torch.cat(list(training.values())), torch.cat(list(heldout.values())))
-        return cls(extractor.name, joined(known, known), copies, judge, prior)
+        return cls(extractor.name, joined(known, known), copies, judge, judge_images, prior)
 
     def measure(self, images: Tensor, features: Tensor, seed: int) -> dict[str, Any]:
         """Return scores, their intervals, proportions of sources and the share of near-copies, as JSON.
@@ -98,7 +102,7 @@ class Yardstick:
 
     def report(self) -> dict[str, Any]:
         """Return what the yardstick itself is like, as JSON."""
-        judge = None if self.judge is None else {"accuracy": self.judge.accuracy, "training_images": JUDGE_IMAGES}
+        judge = None if self.judge is None else {"accuracy": self.judge.accuracy, "training_images": self.judge_images}
         return {
             "reference_images": len(self.reference.features),
             "training_images": len(self.copies.training),

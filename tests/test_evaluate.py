@@ -252,7 +252,25 @@ def test_one_source_has_no_proportions(store: Path, tmp_path: Path) -> None:
     assert main(["evaluate", *options, "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "table.json").read_text())
     assert (report["judge"], report["rows"][0]["proportions"]) == (None, None)
-    assert "not judged" in terminal(report)
+    assert "not judged, there is one source" in terminal(report)
+
+
+def test_a_judge_learns_from_as_many_images_as_are_asked_for(
+    store: Path, tmp_path: Path, all_rows: Path, extractor: DummyExtractor
+) -> None:
+    """None, and nothing is judged; few, and it sees those; what it learned from is no part of the other scores."""
+    rows = {}
+    for images, seen in ((0, 0), (7, 3 * 7)):
+        calls = extractor.calls
+        rows = evaluate(store, tmp_path / str(images), "--strategies", "closed_form", "--judge_images", str(images))
+        report = json.loads((tmp_path / str(images) / "table.json").read_text())
+        assert rows["closed_form"]["scores"] == rows_of(all_rows)["closed_form"]["scores"]
+        assert extractor.calls - calls == seen + report["reference_images"] + N
+        if not images:
+            assert (report["judge"], rows["closed_form"]["proportions"]) == (None, None)
+            assert "not judged, --judge_images is 0" in terminal(report)
+        else:
+            assert report["judge"]["training_images"] == images
 
 
 # --- resuming
@@ -519,6 +537,7 @@ def test_digits_of_an_interval(ends: tuple[float, float, float], said: str) -> N
         (("--against", "x=none/there"), "no store in none/there"),
         (("--n", "3"), "--n is 3; expected at least 4"),
         (("--steps", "1"), "--steps is 1; expected at least 2"),
+        (("--judge_images", "-1"), "--judge_images is -1; expected how many, or 0 for no judge"),
         (("--seed", "-1"), "--seed is -1; expected 0 to 4294967295"),
         (("--json", "none/r.json"), "--json none/r.json is no place for a file"),
         (("--root", "none"), "--root, 'none', is no folder"),
