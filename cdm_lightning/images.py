@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import BinaryIO
@@ -39,7 +39,21 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def decode_image(data: bytes, shape: tuple[int, int, int]) -> Tensor:
-    """Decode the bytes of a grey or RGB image to uint8 of `shape` (channel, height, width).
+    """Decode the bytes of a grey or RGB image to uint8 of `shape` (channel, height, width); see `decode_levels`."""
+    return images_of([decode_levels(data, shape)], shape)[0]
+
+
+def images_of(levels: Sequence[bytes], shape: tuple[int, int, int]) -> Tensor:
+    """Return images, uint8 [n, channel, height, width], of the `decode_levels` of each; there may be none."""
+    channels, height, width = shape
+    if not levels:
+        return torch.empty(0, *shape, dtype=torch.uint8)
+    joined = torch.frombuffer(bytearray().join(levels), dtype=torch.uint8)
+    return joined.reshape(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def decode_levels(data: bytes, shape: tuple[int, int, int]) -> bytes:
+    """Decode the bytes of a grey or RGB image of `shape` (channel, height, width) to its levels, pixel by pixel.
 
     Raises:
         ValueError: the bytes are no PNG or JPEG image, or one of another shape; that is seen before it is decoded.
@@ -52,7 +66,7 @@ def decode_image(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     found, expected = (image.mode, image.width, image.height), ("L" if channels == 1 else "RGB", width, height)
     if found != expected:
         raise ValueError(f"it is {_described(*found)}, not {_described(*expected)}")
-    return as_tensor(_loaded(image), channels)
+    return _loaded(image).tobytes()
 
 
 def _is_plain(data: bytes, shape: tuple[int, int, int]) -> bool:
@@ -71,7 +85,7 @@ def _plain_start(shape: tuple[int, int, int]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
-def _decode_plain(data: bytes, shape: tuple[int, int, int]) -> Tensor:
+def _decode_plain(data: bytes, shape: tuple[int, int, int]) -> bytes:
     """Decode such a PNG by Pillow's decoder alone: reading a file, chunk by chunk, takes as long again.
 
     Raises:
@@ -79,9 +93,7 @@ def _decode_plain(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     """
     channels, height, width = shape
     mode, pixels = "L" if channels == 1 else "RGB", data[PIXELS : -len(PLAIN_END) - 4]
-    image = Image.frombytes(mode, (width, height), pixels, "zip", mode)
-    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return levels.reshape(height, width, channels).permute(2, 0, 1).contiguous()
+    return Image.frombytes(mode, (width, height), pixels, "zip", mode).tobytes()
 
 
 def _described(mode: str, width: int, height: int) -> str:

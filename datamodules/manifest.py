@@ -26,6 +26,11 @@ class ImageShape:
     size: int
     channels: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channel, height, width)."""
+        return self.channels, self.size, self.size
+
 
 @dataclass(frozen=True)
 class Shard:

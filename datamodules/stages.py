@@ -7,22 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
 
-import torch
 from torch import Tensor
 
 from cdm_lightning.errors import ShardError
-from cdm_lightning.images import decode_image
+from cdm_lightning.images import decode_levels, images_of
 from cdm_lightning.seeding import stable_hash
 from datamodules.manifest import AGAIN, ImageShape, Manifest
 from datamodules.tars import Checked, RawSample, whole_shard
-
-
-class DecodedSample(TypedDict):
-    """One decoded sample: image uint8 [channel, height, width]."""
-
-    key: str
-    image: Tensor
-    label: str
 
 
 class Batch(TypedDict):
@@ -131,26 +122,23 @@ def own_batches(
     return itertools.islice(own_rank, worker, None, workers)
 
 
-def decode_sample(sample: RawSample, image: ImageShape) -> DecodedSample:
-    """Decode one sample to an image, uint8 [channels, size, size].
+def decode_sample(sample: RawSample, image: ImageShape) -> bytes:
+    """Decode one sample to its levels; see `decode_levels`.
 
     Raises:
         ShardError: it is no image of this size and number of channels.
     """
     try:
-        pixels = decode_image(sample.png, (image.channels, image.size, image.size))
+        return decode_levels(sample.png, image.shape)
     except ValueError as error:
         raise ShardError(f"{sample.shard}: sample '{sample.key}' cannot be used ({error}): {AGAIN}") from error
-    return {"key": sample.key, "image": pixels, "label": sample.label}
 
 
 def decode_batch(samples: Iterable[RawSample], image: ImageShape) -> Batch:
-    """Decode the samples of a batch and stack them; there may be none."""
-    decoded = [decode_sample(sample, image) for sample in samples]
-    images = [sample["image"] for sample in decoded]
-    none = torch.empty(0, image.channels, image.size, image.size, dtype=torch.uint8)
-    return {
-        "key": [sample["key"] for sample in decoded],
-        "image": torch.stack(images) if images else none,
-        "label": [sample["label"] for sample in decoded],
-    }
+    """Decode the samples of a batch; there may be none."""
+    keys, levels, labels = [], [], []
+    for sample in samples:
+        keys.append(sample.key)
+        levels.append(decode_sample(sample, image))
+        labels.append(sample.label)
+    return {"key": keys, "image": images_of(levels, image.shape), "label": labels}
