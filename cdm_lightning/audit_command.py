@@ -51,20 +51,23 @@ def audit_parser() -> Parser:
     add_source_options(parser)
     add_image_options(parser)
     parser.add_argument("--out", type=str | None, default=None, help=f"folder for {PICTURE} and {REPORT}")
-    parser.add_argument(
-        "--strategies",
-        type=str,
-        nargs="+",
-        default=None,
-        help=f"rows: {', '.join(ROWS)}; NAME@SIGMA as in `evaluate`; by default the fit's strategy and closed_form",
-    )
-    parser.add_argument(
-        "--against",
-        type=str,
-        nargs="+",
-        default=None,
-        help="LABEL=STORE: other stores of the same images, a row each",
-    )
+    add_row_options(parser)
+    add_measure_options(parser)
+    parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
+    parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
+    return parser
+
+
+def add_row_options(parser: Parser) -> None:
+    """Add the options that say which models are audited."""
+    rows = f"rows: {', '.join(ROWS)}; NAME@SIGMA as in `evaluate`; by default the fit's strategy and closed_form"
+    parser.add_argument("--strategies", type=str, nargs="+", default=None, help=rows)
+    against = "LABEL=STORE: other stores of the same images, a row each"
+    parser.add_argument("--against", type=str, nargs="+", default=None, help=against)
+
+
+def add_measure_options(parser: Parser) -> None:
+    """Add the options that say what is measured, and with how much."""
     parser.add_argument(
         "--extractor",
         type=Literal["effnet-lite0", "inception", "none"],
@@ -89,9 +92,6 @@ def audit_parser() -> Parser:
         help="releases of each private source's closed form, every second one with a canary, that bound its epsilon "
         "from below; 0 does without",
     )
-    parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - set(SAMPLED_WITH))
-    parser.add_argument("--json", type=str | None, default=None, help="also write the report to this file")
-    return parser
 
 
 def audit(config: Any) -> dict[str, Any]:
