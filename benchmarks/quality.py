@@ -26,6 +26,7 @@ from cdm_lightning.store import BACKBONE, Store
 from cdm_lightning.tensor_files import write_report
 
 AT_ONCE = 2
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CDM_ALLOW": "benchmarks"}  # of a step: its threads, and backbones of ours
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 SHARDS = ("--from", "fashion_mnist", "--public-classes", "[0,2,4,6,8]", "--heldout-fraction", "0.1")
 
@@ -159,7 +160,7 @@ def one(name: str, step: Step, logs: Path) -> float:
     command = [sys.executable, "-m", "cdm_lightning", *step.arguments]
     with log.open("w") as file:
         process = subprocess.Popen(  # noqa: S603
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

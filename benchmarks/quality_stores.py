@@ -63,6 +63,10 @@ PLAIN = (  # without a guide, patches of 7 and a high rate train badly
     *("--model.guide", "none", "--model.sigma_switch", "inf"),
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
 )
+UNET = (
+    *("--model.backbone", "benchmarks.unet.UNet", "--model.guide", "none", "--model.sigma_switch", "inf"),
+    *("--model.backbone.init_args.width", "128", "--model.learning_rate", "1e-3"),
+)
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
@@ -70,6 +74,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
+    "unet": UNET,
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
@@ -82,6 +87,7 @@ STORES = {
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
     "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
+    "mono-unet": Fitted("unet", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
     "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
     # other kinds of compartment, and numbers of owners

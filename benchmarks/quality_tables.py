@@ -52,6 +52,8 @@ TABLES = {
             "mono-full": "mono-full",
             "mono-plain": "mono-plain",
             "mono-plain@3": "mono-plain",
+            "mono-unet": "mono-unet",
+            "mono-unet@3": "mono-unet",
             "mono-tokens": "mono-tokens",
             "mono-tokens40": "mono-tokens40",
             "paper": "paper",

@@ -24,6 +24,12 @@ PLAN = Plan(Path("work"), "images", "weights.pth")
 STEPS_OF_PLAN = PLAN.steps()
 
 
+@pytest.fixture(autouse=True)
+def own_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow the backbones of the benchmarks, as their steps do."""
+    monkeypatch.setenv("CDM_ALLOW", "benchmarks")
+
+
 @pytest.mark.parametrize("name", STORES)
 def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: str) -> None:
     config, fitted = fit_parser().parse_args(STEPS_OF_PLAN[name].arguments[1:]), STORES[name]
@@ -36,7 +42,7 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
     own = 10 if fitted.split in ("parts" if by_class else "", "fifty") else together // sources
     assert config.model.clusters == own
     assert config.model.class_labels == name.startswith("parts")
-    assert config.model.guide == ("none" if fitted.backbone == "plain" else "closed_form")
+    assert config.model.guide == ("none" if fitted.backbone in ("plain", "unet") else "closed_form")
     assert config.seed == int(name.endswith("-1"))
 
 
