@@ -60,8 +60,19 @@ def calibration_interval(weights: Sequence[Tensor], seed: int) -> list[float]:
     return [found.value, max(found.low, 0.0), found.high]
 
 
+def classwise_errors(weights: Tensor, true: Tensor) -> list[float]:
+    """Return how far each source's credits [source, image] are off, by source (classwise: Kull et al. 2019).
+
+    Over bins of the source's credit, whoever the image is of: its mean less the share of images that are the source's.
+    """
+    bins, own = bins_of(weights), torch.arange(len(weights))[:, None] == true
+    sums = torch.zeros(len(weights), BINS, dtype=torch.double).scatter_add(1, bins, weights.double() - own.double())
+    found: list[float] = (sums.abs().sum(1) / weights.shape[1]).tolist()
+    return found
+
+
 def scores(value: Tensor, positive: Tensor, names: Sequence[str], counts: Sequence[int], seed: int) -> dict[str, Any]:
-    """Return accuracy by source and of all images, and calibration error, each with its interval.
+    """Return accuracy and calibration error by source and of all images; but for that by source with intervals.
 
     Args:
         value: [source, image], the images of every source one after another.
@@ -73,9 +84,14 @@ def scores(value: Tensor, positive: Tensor, names: Sequence[str], counts: Sequen
     true = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
     right = value.argmax(0) == true
     by_source = {name: _share(right[true == place]) for place, name in enumerate(names)}
-    judged = calibration_interval(shares(value, positive).split(list(counts), dim=1), seed)
-    none = int(positive[0].isnan().sum())
-    return {"accuracy": _share(right), "by_source": by_source, "calibration_error": judged, "none_positive": none}
+    credits = shares(value, positive)
+    return {
+        "accuracy": _share(right),
+        "by_source": by_source,
+        "calibration_error": calibration_interval(credits.split(list(counts), dim=1), seed),
+        "calibration_by_source": dict(zip(names, classwise_errors(credits, true), strict=True)),
+        "none_positive": int(positive[0].isnan().sum()),
+    }
 
 
 def _share(right: Tensor) -> list[float]:
@@ -98,13 +114,14 @@ def measure(opened: Compartments, held_out: Mapping[str, Tensor], method: str, s
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the entries of methods as a Markdown table."""
+    """Return the entries of methods as a Markdown table; of each source accuracy and classwise calibration error."""
     sources = list(next(iter(rows.values()))["by_source"])
     lines = [["method", "images", "accuracy", "calibration error", *sources, "evaluations", "s/image"]]
     for name, row in rows.items():
         right, low, high = (100 * x for x in row["accuracy"])
         error = "{:.3f} [{:.3f}, {:.3f}]".format(*row["calibration_error"])
-        by_source = [f"{100 * one[0]:.0f} %" for one in row["by_source"].values()]
+        off = row["calibration_by_source"]
+        by_source = [f"{100 * one[0]:.0f} %, {off[source]:.3f}" for source, one in row["by_source"].items()]
         cost = [f"{row['evaluations']:.0f}", f"{row['seconds']:.2f}"]
         lines.append(
             [f"`{name}`", str(row["images"]), f"{right:.1f} % [{low:.1f}, {high:.1f}]", error, *by_source, *cost]

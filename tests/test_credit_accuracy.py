@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.credit_accuracy import calibration_interval, scores, shares, table
+from benchmarks.credit_accuracy import calibration_interval, classwise_errors, scores, shares, table
 from cdm_lightning.attribution import calibration_error
 
 VALUE = torch.tensor([[3.0, 1.0, -1.0, -2.0], [1.0, 3.0, 2.0, -1.0]])  # [source, image]: two images of each source
@@ -16,7 +16,14 @@ def test_scores_by_hand() -> None:
     assert found["accuracy"][0] == 3 / 4
     assert [found["by_source"][name][0] for name in ("a", "b")] == [1 / 2, 1]
     assert found["none_positive"] == 1
+    assert found["calibration_by_source"] == {"a": pytest.approx(1.5 / 4), "b": pytest.approx(1.5 / 4)}
     assert found["calibration_error"][0] == pytest.approx((abs(1 - 0.75 + 0 - 0.75) + 0 + abs(0 - 0.5)) / 4)
+
+
+def test_a_credit_that_is_as_often_right_as_it_says_is_not_off() -> None:
+    """Credited 0.25 of four images, one of them its own, a source is paid what it is due; the others are not."""
+    weights = torch.tensor([[0.25] * 4, [0.75] * 4, [0.0] * 4])
+    assert classwise_errors(weights, torch.tensor([0, 1, 1, 2])) == [0.0, 0.25, 0.25]
 
 
 def test_where_nothing_is_positive_shares_are_equal() -> None:
@@ -50,4 +57,4 @@ def test_the_table_names_every_source() -> None:
     head, _, line = table({"shapley": row}).splitlines()
     assert head == "| method | images | accuracy | calibration error | a | b | evaluations | s/image |"
     assert line.startswith("| `shapley` | 4 | 75.0 % [30.1, 95.4] | 0.25")
-    assert line.endswith("| 50 % | 100 % | 0 | 0.50 |")
+    assert line.endswith("| 50 %, 0.375 | 100 %, 0.375 | 0 | 0.50 |")
