@@ -51,7 +51,7 @@ LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # of each part: three times as many
 LONG_TOGETHER = ("--trainer.max_steps", "3000")  # the same, of a monolith
-SMALL = 16  # images of a batch
+SMALL, TINY = 16, 4  # images of a batch
 MIXED = ("--data.public_mix", "0.2")
 AVERAGED = ("--model.strategy", "draft")
 FAST = ("--model.prompt_learning_rate", "4e-3")
@@ -113,6 +113,7 @@ STORES = {
     "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
     "parts-mono-full-long": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS, *LONG_TOGETHER), clusters=PARTS),
     "parts-small": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=SMALL),
+    "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),

@@ -113,6 +113,7 @@ TABLES = {
         {
             "fast": "parts-fast",
             "small": "parts-small",
+            "tiny": "parts-tiny",
             "long": "parts-long",
             "lora": "parts-lora",
             "tokens": "parts-tokens",
