@@ -79,7 +79,7 @@ def scored(stores: Mapping[str, Store], sources: list[str], folder: Path, n: int
 def summary(result: Mapping[str, Any]) -> str:
     """Return a row for each store: composed, and the mean over the sources alone."""
     table = [["closed form", "prompt", *(f"{where}: {score}" for where in ("composed", "alone") for score in SCORES)]]
-    for kind in KINDS:
+    for kind in result["kinds"]:
         for epsilon in EPSILONS:
             rows = {place: rows[label(epsilon, kind)] for place, rows in result["rows"].items()}
             together = [interval(rows[COMPOSED], result["n"], score) for score in SCORES]
@@ -106,26 +106,35 @@ def mean_of(rows: list[Mapping[str, Any]], n: int, score: str) -> str:
 
 
 def main() -> None:
-    """Write benchmarks/results/private_samples.json, and print the table."""
+    """Write NAME.json into benchmarks/results, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("store", "root"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--name", default="private_samples")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of compartments")
     parser.add_argument("--work", default="out/private", help="folder of stores, rows and logs")
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--n", type=int, default=500, help="samples of every composed model")
     parser.add_argument("--n-alone", type=int, default=200, help="samples of every source")
     options = parser.parse_args()
     (Path(options.work) / "logs").mkdir(parents=True, exist_ok=True)
-    stores = {label(epsilon, kind): fitted(options, epsilon, kind) for kind in KINDS for epsilon in EPSILONS}
+    stores = {label(epsilon, kind): fitted(options, epsilon, kind) for kind in options.kinds for epsilon in EPSILONS}
     sources, tables, root = next(iter(stores.values())).sources(), Path(options.work) / "tables", Path(options.root)
     rows = {COMPOSED: scored(stores, sources, tables / COMPOSED, options.n, root)}
     for source in sources:
         rows[source] = scored(stores, [source], tables / source, options.n_alone, root)
     cards = {name: {source: store.read_card(source).settings for source in sources} for name, store in stores.items()}
-    result = {"rows": rows, "n": options.n, "n_alone": options.n_alone, "delta": options.delta, "extractor": EXTRACTOR}
+    result = {
+        "rows": rows,
+        "n": options.n,
+        "n_alone": options.n_alone,
+        "delta": options.delta,
+        "extractor": EXTRACTOR,
+        "kinds": options.kinds,
+    }
     result |= {"sampler": "heun", "steps": Settings().steps, "seed": 0, "settings": cards, "versions": versions()}
     result |= {"prompt": PROMPT | PRIVATE_PROMPT, "threads": torch.get_num_threads()}
-    (RESULTS / "private_samples.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(summary(result))
 
 
