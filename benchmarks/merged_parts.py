@@ -4,8 +4,8 @@
         --root out/quality/shards/classes
 
 Closed forms of one part, merged of all parts, and of the monolith; the draft of one part finished without a prompt, by
-its own copy, by the average of the copies and by the monolith's copy; the monolith; and the merged draft finished by the average, also
-where it goes further than that from the backbone, as task vectors are added (Ilharco et al. 2023).
+its own copy, by the average of the copies and by the monolith's copy; the monolith; and the merged draft finished by
+the average, also where it goes further than that from the backbone, as task vectors are added (Ilharco et al. 2023).
 """
 
 import argparse
