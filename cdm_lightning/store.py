@@ -170,13 +170,12 @@ class Store:
             UnknownSource: the store has no compartment of that source.
             BadInput: no source at all, or one source twice.
         """
-        known = self.sources()
         named = sources.split(",") if isinstance(sources, str) else list(sources)
-        chosen = known if sources == "all" else named
+        chosen = self.sources() if sources == "all" else named
         if not chosen:
-            raise BadInput(f"no source chosen: name some of {', '.join(known) or 'none (the store is empty)'}")
+            raise BadInput(f"no source chosen: name some of {', '.join(self.sources()) or 'none (the store is empty)'}")
         for source in chosen:
-            self._require(source, known)
+            self._require(source)
             if chosen.count(source) > 1:
                 raise BadInput(f"source '{source}' is chosen {chosen.count(source)} times: name it once")
         return chosen
@@ -188,9 +187,8 @@ class Store:
             UnknownSource: the store has no compartment of that source.
             StoreError: the card is damaged or another source's.
         """
+        self._require(source)
         path = self.folder(source) / CARD
-        if not (NAME.fullmatch(source) and path.is_file()):  # one of a thousand is found without a look at the others
-            self._require(source, self.sources())
         card = Card.read(path)
         if card.source != source:
             raise StoreError(f"{path} is the card of '{card.source}': rename the folder back, or fit '{source}' again")
@@ -265,9 +263,10 @@ class Store:
                 exchange.mend(self.folder(source), COMPARTMENT, self.path / LEDGER)
         return self
 
-    def _require(self, source: str, known: Sequence[str]) -> None:
-        if source not in known:
-            raise UnknownSource(source, known, f"the store {self.path}")
+    def _require(self, source: str) -> None:
+        """Raise UnknownSource unless the source is there; one of a thousand is found without a look at the others."""
+        if not (NAME.fullmatch(source) and (self.folder(source) / CARD).is_file()):
+            raise UnknownSource(source, self.sources(), f"the store {self.path}")
 
 
 def read_folder(folder: Path, backbone_sha256: str) -> tuple[dict[str, "Tensor"], Card]:
