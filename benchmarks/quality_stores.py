@@ -49,8 +49,7 @@ class Fitted:
 PAPER = ("--model.strategy", "posterior")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
-LONG = ("--trainer.max_steps", "375")  # of each part: three times as many
-LONG_TOGETHER = ("--trainer.max_steps", "3000")  # the same, of a monolith
+LONG = ("--trainer.max_steps", "375")  # three times as many
 SMALL, TINY = 16, 4  # images of a batch
 MIXED = ("--data.public_mix", "0.2")
 AVERAGED = ("--model.strategy", "draft")
@@ -111,7 +110,6 @@ STORES = {
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
     "parts-long": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED, *LONG)),
-    "parts-mono-full-long": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS, *LONG_TOGETHER), clusters=PARTS),
     "parts-small": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=SMALL),
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),

@@ -120,7 +120,6 @@ TABLES = {
             "mono-full": "parts-mono-full",
             "mono-full-fast": "parts-mono-full-fast",
             "mono-full-small": "parts-mono-full-small",
-            "mono-full-long": "parts-mono-full-long",
         },
         "mono-full",
         "eight-other",
