@@ -113,6 +113,7 @@ STORES = {
     "parts-small": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=SMALL),
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
+    "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart

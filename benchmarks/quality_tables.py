@@ -120,6 +120,7 @@ TABLES = {
             "mono-full": "parts-mono-full",
             "mono-full-fast": "parts-mono-full-fast",
             "mono-full-small": "parts-mono-full-small",
+            "mono-full-tiny": "parts-mono-full-tiny",
         },
         "mono-full",
         "eight-other",
