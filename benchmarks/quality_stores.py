@@ -84,6 +84,7 @@ STORES = {
     "ours": Fitted("guided", "classes"),
     "ours-full": Fitted("guided", "classes", "full", FULL_RATE),
     "paper": Fitted("plain", "classes", "tokens", PAPER),
+    "unet-full": Fitted("unet", "classes", "full", FULL_RATE),
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
     "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),

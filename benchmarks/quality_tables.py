@@ -7,7 +7,7 @@ MANY = ("--n", "1000", "--batch_size", "64")
 SLOW = ("--n", "1000", "--batch_size", "128")
 NO_JUDGE = ("--judge_images", "0")  # proportions are those of the same samples in the first table
 FEWER = ("--n", "256")
-FEW = ("--n", "256", "--batch_size", "128")  # where every image takes 175 evaluations
+FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ TABLES = {
             "mono-full": "mono-full",
             "mono-plain": "mono-plain",
             "mono-plain@3": "mono-plain",
+            "full": "ours-full",
+            "unet-full@3": "unet-full",
             "mono-unet": "mono-unet",
             "mono-unet@3": "mono-unet",
             "mono-tokens": "mono-tokens",
