@@ -28,7 +28,7 @@ from cdm_lightning.sheets import enlarged
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
-from cdm_lightning.validate_command import add_image_options
+from cdm_lightning.validate_command import add_image_options, add_inception_option
 from cdm_lightning.versions import versions
 
 PACKAGES = ("cdm_lightning", "torch", "pillow", "timm")
@@ -51,9 +51,7 @@ def attribute_parser() -> Parser:
         default="none",
         help="also finds the nearest training images by its features",
     )
-    parser.add_argument(
-        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
-    )
+    add_inception_option(parser)
     parser.add_class_arguments(Settings, skip=set(Settings.__dataclass_fields__) - {"batch_size", "device"})
     parser.add_argument(
         "--picture", "--out", type=str | None, default=None, help="PNG file of the images and their credits"

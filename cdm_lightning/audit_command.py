@@ -36,7 +36,7 @@ from cdm_lightning.source_choice import add_source_options, check_against, chose
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.tensor_files import write_report
-from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
+from cdm_lightning.validate_command import add_image_options, add_inception_option, check_seed, place_of_images
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "batch_size", "device")
 ROWS = (CLOSED_FORM, PUBLIC, *get_args(Strategy))
@@ -74,9 +74,7 @@ def add_measure_options(parser: Parser) -> None:
         default="effnet-lite0",
         help="makes the features in which samples are also compared; none: pixels only",
     )
-    parser.add_argument(
-        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
-    )
+    add_inception_option(parser)
     parser.add_argument("--n", type=int, default=200, help="sampled images of each model")
     parser.add_argument(
         "--members",

@@ -35,7 +35,7 @@ from cdm_lightning.source_choice import add_source_options, check_against, chose
 from cdm_lightning.store import Store
 from cdm_lightning.stratification import class_counts, quotas
 from cdm_lightning.tensor_files import write_atomic, write_report
-from cdm_lightning.validate_command import add_image_options, check_seed, place_of_images
+from cdm_lightning.validate_command import add_image_options, add_inception_option, check_seed, place_of_images
 from cdm_lightning.yardstick import JUDGE_IMAGES
 from datamodules.names import HELDOUT
 
@@ -96,9 +96,7 @@ def add_measure_options(parser: Parser) -> None:
         default=DEFAULT_EXTRACTOR,
         help="makes the features that are compared; with inception the Frechet distance is the FID",
     )
-    parser.add_argument(
-        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
-    )
+    add_inception_option(parser)
     parser.add_argument(
         "--judge_images",
         type=int,

@@ -38,11 +38,6 @@ def encode_png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes, shape: tuple[int, int, int]) -> Tensor:
-    """Decode the bytes of a grey or RGB image to uint8 of `shape` (channel, height, width); see `decode_levels`."""
-    return images_of([decode_levels(data, shape)], shape)[0]
-
-
 def images_of(levels: Sequence[bytes], shape: tuple[int, int, int]) -> Tensor:
     """Return images, uint8 [n, channel, height, width], of the `decode_levels` of each; there may be none."""
     channels, height, width = shape

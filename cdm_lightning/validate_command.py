@@ -39,9 +39,7 @@ def validate_parser() -> Parser:
         default="effnet-lite0",
         help="makes the features that are compared; with inception the Frechet distance is the FID; none: no samples",
     )
-    parser.add_argument(
-        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
-    )
+    add_inception_option(parser)
     parser.add_argument("--n", type=int, default=96, help="sampled images, at least 2")
     parser.add_argument(
         "--strategy", type=Strategy, default=None, help="of `sample`; by default the one that the fit recorded"
@@ -58,6 +56,13 @@ def add_image_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--exclude", type=str | None, default=None, help="file of keys, one a line, that are not used; as --root"
+    )
+
+
+def add_inception_option(parser: Parser) -> None:
+    """Add the option that says where the weights of the extractor `inception` are."""
+    parser.add_argument(
+        "--inception", type=str | None, default=None, help="file of its weights; by default torch-fidelity's download"
     )
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from cdm_lightning.cli import main
 from cdm_lightning.credit_bars import annotated
-from cdm_lightning.images import decode_image, encode_png
+from cdm_lightning.images import encode_png
 from cdm_lightning.near_copies import nearest
 from cdm_lightning.source_colours import colours
 from datamodules import ShardDataModule
+from tests.decoding import decode_image
 from tests.dummy_extractor import pictures
 
 SOURCES = ["digit0", "digit1", "digit2"]

@@ -14,13 +14,14 @@ from cdm_lightning import cost
 from cdm_lightning.cli import main
 from cdm_lightning.comparison_table import terminal
 from cdm_lightning.generation import Batch, Settings, sample_batch
-from cdm_lightning.images import decode_image, to_uint8
+from cdm_lightning.images import to_uint8
 from cdm_lightning.line_up import contender, opened_models
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.stratification import class_counts, spread, strata
 from tests.conftest import Fit
+from tests.decoding import decode_image
 from tests.test_evaluate import (
     STEPS,
     evaluate,

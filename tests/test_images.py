@@ -18,12 +18,12 @@ from cdm_lightning.images import (
     PIXEL_LIMIT,
     as_tensor,
     crop_and_resize,
-    decode_image,
     encode_png,
     from_uint8,
     open_image,
     to_uint8,
 )
+from tests.decoding import decode_image
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from cdm_lightning.cli import main
 from cdm_lightning.drafts import Drafts, LabelledDrafts
 from cdm_lightning.gaussians import Gaussians, Strength
-from cdm_lightning.images import decode_image
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.prompts import NO_LABEL
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
 from cdm_lightning.store import Store
 from tests.conftest import Fit
+from tests.decoding import decode_image
 
 SHAPE = (1, 4, 4)
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from cdm_lightning.errors import BadInput
-from cdm_lightning.images import decode_image
 from datamodules.manifest import Sample, data_sha256, read_manifest, usable
 from datamodules.splits import in_public_fraction, part_of, public_labels, random_part, shard_of
 from datamodules.tars import read_shard
+from tests.decoding import decode_image
 from tests.made_shards import SOURCES, content, keys_in, noise, save_images, shard_of_key, write
 
 
