@@ -3,7 +3,7 @@
     python -m benchmarks.forgetting --backbone STORE [--work out/forgetting] [--input FOLDER]
 
 The parts, the monolith and their settings are those of `benchmarks.quality`, but without class labels; STORE has its
-guided backbone (`python -m benchmarks.quality --only "backbone uvit"` makes out/quality/stores/backbone-uvit).
+guided backbone (`python -m benchmarks.quality --only "backbone guided"` makes out/quality/stores/backbone-guided).
 Everything runs in one go, on one thread; the forgetting itself is the command `forget`, in a process of its own.
 """
 
@@ -36,8 +36,8 @@ from datamodules import ShardDataModule
 from datamodules.names import HELDOUT, TRAIN, Part
 
 SOURCE = "part0"  # of the parts, and the name of the monolith's only source
-PARTS = Fitted("uvit", "parts")
-MONOLITH = Fitted("uvit", "union", clusters=SOURCES["parts"] * CLUSTERS)
+PARTS = Fitted("guided", "parts")
+MONOLITH = Fitted("guided", "union", clusters=SOURCES["parts"] * CLUSTERS)
 TRAINED: dict[str, Any] = {"kind": "full", "options": FULL_RATE}
 BUDGETS = {"part": (PARTS, 300, 25), "monolith": (MONOLITH, 2400, 100)}  # steps, and steps between points
 HELD_OUT = 400  # images of a curve
@@ -132,7 +132,7 @@ def of_curves(points: Mapping[str, list[Point]]) -> dict[str, Any]:
 def main() -> None:
     """Write benchmarks/results/forgetting.json, and print its tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", required=True, help="a store with the backbone `uvit` of benchmarks.quality")
+    parser.add_argument("--backbone", required=True, help="a store with the backbone `guided` of benchmarks.quality")
     parser.add_argument(
         "--work", default="out/forgetting", help="folder of shards, stores and logs; stores are made anew"
     )
@@ -150,7 +150,7 @@ def main() -> None:
     for split in ("parts", "union"):
         if not Path(plan.root(split)).is_dir():
             one(f"shards of {split}", plan.steps()[f"shards of {split}"], work / "logs")
-    copy_backbone(Path(options.backbone), plan.place("backbone-uvit"))
+    copy_backbone(Path(options.backbone), plan.place("backbone-guided"))
     key = images(plan.root("parts"), SOURCE, TRAIN)[0][0]
     (work / "excluded.txt").write_text(key + "\n")
     place = Place(plan, key, work / "excluded.txt")
@@ -164,7 +164,7 @@ def main() -> None:
         "training": f"full copy, batch {BATCH}, rate 1e-3, constant after {WARM_UP} steps",
         "seconds_of_curves": "of CPU, one thread, closed forms and drafts included, measuring not",
         "split": "Fashion-MNIST, public 0, 2, 4, 6, 8; eight random parts of the other classes; 10 % held out; seed 0",
-        "backbone": Store.open(plan.place("backbone-uvit")).read_backbone()[1],
+        "backbone": Store.open(plan.place("backbone-guided")).read_backbone()[1],
         "versions": versions(),
     }
     found: dict[str, Callable[[], dict[str, Any]]] = {
