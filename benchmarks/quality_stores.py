@@ -63,10 +63,8 @@ PLAIN = (  # without a guide, patches of 7 and a high rate train badly
     *("--model.guide", "none", "--model.sigma_switch", "inf"),
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
 )
-UNET = (
-    *("--model.backbone", "benchmarks.unet.UNet", "--model.guide", "none", "--model.sigma_switch", "inf"),
-    *("--model.backbone.init_args.width", "128", "--model.learning_rate", "1e-3"),
-)
+UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
+PLAIN_UNET = (*UNET, "--model.guide", "none", "--model.sigma_switch", "inf")
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
@@ -74,7 +72,9 @@ BACKBONES: dict[str, Sequence[str]] = {
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
-    "unet": UNET,
+    "unet": PLAIN_UNET,
+    "unet-1": PLAIN_UNET,
+    "guided-unet": UNET,
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
@@ -89,6 +89,9 @@ STORES = {
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
     "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
     "mono-unet": Fitted("unet", "union", "full", FULL_RATE, clusters=UNION),
+    "guided-unet": Fitted("guided-unet", "classes"),
+    "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
+    "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
     "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
     # other kinds of compartment, and numbers of owners
@@ -106,6 +109,8 @@ STORES = {
     "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
+    "unet-full-1": Fitted("unet-1", "classes", "full", FULL_RATE, seed=1),
+    "mono-unet-1": Fitted("unet-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
     # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
@@ -115,6 +120,10 @@ STORES = {
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
+    "ours-full-tiny": Fitted("guided", "classes", "full", FULL_RATE, batch=TINY),
+    "mono-full-tiny": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION, batch=TINY),
+    "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
+    "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart

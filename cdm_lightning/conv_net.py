@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, silu
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.errors import BadInput
-from cdm_lightning.guide_head import in_pieces, modulated
+from cdm_lightning.guide_head import in_pieces, modulated, seen
 from cdm_lightning.uvit_layers import sinusoidal_embedding
 
 CELLS = 7  # to a side of the image, for `features`
@@ -77,11 +77,11 @@ class ConvNet(Backbone):
         embedding = self._embedding(time)
         if prompt is not None:
             embedding = embedding + prompt.sum(2)
-        return in_pieces(self.convolve, _seen(x, guide), embedding)
+        return in_pieces(self.convolve, seen(x, guide), embedding)
 
-    def convolve(self, seen: Tensor, embedding: Tensor) -> Tensor:
+    def convolve(self, images: Tensor, embedding: Tensor) -> Tensor:
         """Return F of all that is seen, with an embedding [batch, layer, width] for each layer."""
-        output: Tensor = self.leave(self._hidden(seen, embedding))
+        output: Tensor = self.leave(self._hidden(images, embedding))
         return output
 
     def features(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ class ConvNet(Backbone):
 
         The mean of each channel over each cell of a grid of 7 x 7, then its deviation over all of it.
         """
-        hidden = in_pieces(self._hidden, _seen(x, guide), self._embedding(time))
+        hidden = in_pieces(self._hidden, seen(x, guide), self._embedding(time))
         cells = adaptive_avg_pool2d(hidden, CELLS).flatten(1)
         return torch.cat([cells, hidden.flatten(2).std(2, correction=0)], dim=1)
 
@@ -97,17 +97,13 @@ class ConvNet(Backbone):
         """Return the embedding [batch, layer, width] of the noise level, the same for every layer."""
         return sinusoidal_embedding(time, self.width)[:, None].expand(-1, len(self.levels), -1)
 
-    def _hidden(self, seen: Tensor, embedding: Tensor) -> Tensor:
+    def _hidden(self, images: Tensor, embedding: Tensor) -> Tensor:
         """Return the last layer's features [batch, features, height, width]."""
         changes = [level(embedding[:, k])[:, :, None, None] for k, level in enumerate(self.levels)]
-        hidden = modulated(self.enter(seen), changes[0])
+        hidden = modulated(self.enter(images), changes[0])
         for convolution, change in zip(self.middle, changes[1:], strict=True):
             hidden = hidden + modulated(convolution(hidden), change)
         return silu(hidden)
-
-
-def _seen(x: Tensor, guide: Tensor | None) -> Tensor:
-    return x if guide is None else torch.cat([x, guide], dim=1)
 
 
 def _check(features: int, dilations: Sequence[int], width: int) -> None:

@@ -52,6 +52,11 @@ class GuideHead(nn.Module):
         return output
 
 
+def seen(x: Tensor, guide: Tensor | None) -> Tensor:
+    """Return what convolutions see: x, draft and residual [batch, 3 channel, height, width], or x alone."""
+    return x if guide is None else torch.cat([x, guide], dim=1)
+
+
 def modulated(features: Tensor, change: Tensor) -> Tensor:
     """Scale and shift features [batch, feature, height, width] by `change` [batch, 2 feature, 1, 1]."""
     scale, shift = change.chunk(2, dim=1)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.unet import UNet
+from cdm_lightning.unet import UNet
 from cdm_lightning.seeding import generator
 
 
 def made(image_size: int) -> UNet:
     """Return a network of random weights, in which everything matters."""
-    network = UNet(image_size, 1, features=(8, 16), width=8)
+    network = UNet(image_size, 1, False, features=(8, 16), width=8)
     network.initialize(generator(0, "start"))
     for k, parameter in enumerate(network.parameters()):
         nn.init.normal_(parameter, std=0.2, generator=generator(0, k))
@@ -18,7 +18,7 @@ def made(image_size: int) -> UNet:
 
 
 def test_at_its_start_it_adds_nothing_and_a_seed_is_a_start() -> None:
-    networks = [UNet(8, 3, features=(8, 16), width=8) for _ in range(2)]
+    networks = [UNet(8, 3, False, features=(8, 16), width=8) for _ in range(2)]
     for network in networks:
         network.initialize(generator(0, "start"))
     x, time = torch.randn(2, 3, 8, 8, generator=generator("x")), torch.tensor([10.0, 900.0])
