@@ -56,7 +56,7 @@ class UNet(Backbone):
         channels: int = 3,
         guided: bool = True,
         features: Sequence[int] = (32, 64, 96),
-        width: int = 128,
+        width: int = 192,
     ) -> None:
         super().__init__()
         _check(image_size, features, width)
