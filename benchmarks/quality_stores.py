@@ -73,7 +73,6 @@ BACKBONES: dict[str, Sequence[str]] = {
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
     "unet": PLAIN_UNET,
-    "unet-1": PLAIN_UNET,
     "guided-unet": UNET,
 }
 UNION = SOURCES["classes"] * CLUSTERS
@@ -109,8 +108,6 @@ STORES = {
     "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
-    "unet-full-1": Fitted("unet-1", "classes", "full", FULL_RATE, seed=1),
-    "mono-unet-1": Fitted("unet-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
     # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
@@ -120,8 +117,6 @@ STORES = {
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
-    "ours-full-tiny": Fitted("guided", "classes", "full", FULL_RATE, batch=TINY),
-    "mono-full-tiny": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION, batch=TINY),
     "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
     "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),

@@ -83,9 +83,7 @@ TABLES = {
             "guided-unet": "guided-unet",
             "guided-unet-full": "guided-unet-full",
             "guided-unet-mono-full": "guided-unet-mono-full",
-            "full-tiny": "ours-full-tiny",
             "mono-full": "mono-full",
-            "mono-full-tiny": "mono-full-tiny",
         },
         "mono-unet@3",
         "five-unet",
@@ -122,7 +120,7 @@ TABLES = {
     "five, seed 1": Table(
         "ours-full-1",
         ("routed", "draft"),
-        {"mono-full": "mono-full-1", "unet-full@3": "unet-full-1", "mono-unet@3": "mono-unet-1"},
+        {"mono-full": "mono-full-1"},
         "mono-full",
         "five-1",
     ),
@@ -218,6 +216,6 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("eight, other ways", "five, more", "fifty"),
+    *("eight, other ways", "eight, U-Net", "five, U-Net", "five, more", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
