@@ -1,4 +1,4 @@
-"""A U-Net of convolutions (Ho et al. 2020, arXiv 2006.11239, without attention): it sees whole images, drafted or not."""
+"""A U-Net of convolutions (Ho et al. 2020, arXiv 2006.11239, without attention): it sees the whole image."""
 
 from collections.abc import Sequence
 
@@ -120,7 +120,7 @@ class UNet(Backbone):
 
         `levels` has an embedding [batch, width] for each block, those of the way up included.
         """
-        hidden, skips = self.enter(images), []
+        hidden, skips = self.enter(images), list[Tensor]()
         for block, level in zip(self.down, levels, strict=False):
             hidden = block(avg_pool2d(hidden, 2) if skips else hidden, level)
             skips.append(hidden)
@@ -136,8 +136,8 @@ def _check(image_size: int, features: Sequence[int], width: int) -> None:
         raise BadInput(f"{where}.features are {list(features)}; expected at least one, each a multiple of {GROUPS}")
     if image_size >> (len(features) - 1) < 2:
         raise BadInput(
-            f"{where}.features are of {len(features)} resolutions, and images of {image_size} pixels can't be halved so "
-            "often: give fewer"
+            f"{where}.features are of {len(features)} resolutions, and images of {image_size} pixels can't be halved "
+            "so often: give fewer"
         )
     if width < 2 or width % 2:
         raise BadInput(f"{where}.width is {width}; expected an even number, at least 2")

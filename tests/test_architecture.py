@@ -142,6 +142,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "backbone",
         "guide_head",
         "conv_net",
+        "unet",
         "uvit_layers",
         "public_weights",
         "ema",
