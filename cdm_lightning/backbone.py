@@ -4,7 +4,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import PatchEmbed
@@ -25,9 +25,11 @@ class Backbone(nn.Module, ABC):
     Attributes:
         prompt_shape: (layer, width) that deep prompt tokens must have.
         init_args: the arguments of the constructor that a store keeps to build the network again; no path among them.
+        learning_rate: what suits it unless a configuration says otherwise.
         weights: the file that `initialize` takes parameters from, if there is one; a store keeps its sha256.
     """
 
+    learning_rate: ClassVar[float] = 1e-3
     prompt_shape: tuple[int, int]
     init_args: dict[str, Any]
     weights: str | None = None

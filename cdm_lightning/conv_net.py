@@ -4,6 +4,7 @@ A draft has the large structure of an image already; what is left is to tell noi
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class ConvNet(Backbone):
     Raises:
         BadInput: a size is out of range.
     """
+
+    learning_rate: ClassVar[float] = 4e-3
 
     def __init__(
         self,

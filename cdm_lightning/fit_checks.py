@@ -72,13 +72,14 @@ def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int
     backbone = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": module.backbone.init_args}
     if weights is not None:
         backbone["weights_sha256"] = file_sha256(Path(weights))
-    names = ["guide", "rank", "sigma_switch", "seed", "learning_rate", "ema_decay"]
+    names = ["guide", "rank", "sigma_switch", "seed", "ema_decay"]
     if settings["preconditioning"] != "edm":
         names.append("preconditioning")
     return {
         "backbone": backbone,
         "image_shape": list(image_shape),
         "steps": settings["backbone_steps"],
+        "learning_rate": module.backbone_rate,
         **{name: settings[name] for name in names},
     }
 

@@ -106,7 +106,7 @@ def add_fit_options(parser: Parser) -> None:
     parser.link_arguments("data.channels", "model.backbone.init_args.channels")
     parser.link_arguments("model.guide", "model.backbone.init_args.guided", compute_fn=lambda guide: guide != "none")
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
-    parser.set_defaults({"model.backbone": {"class_path": "cdm_lightning.backbone.UViT"}})
+    parser.set_defaults({"model.backbone": {"class_path": "cdm_lightning.conv_net.ConvNet"}})
 
 
 def quality_of(config: Namespace) -> list[Quality]:

@@ -57,7 +57,7 @@ class CompartmentalizedDiffusion(LightningModule):
             the backbone.
         backbone_steps: training steps of the backbone; 0 takes its `weights` as they are, without a guide;
             `trainer.max_steps` counts for each source.
-        learning_rate: of the backbone.
+        learning_rate: of the backbone; by default what suits its class.
         prompt_learning_rate: of a prompt; by default what suits its kind.
         tokens: prompt tokens per layer.
         lora_rank: rank of the additions to a linear layer.
@@ -79,7 +79,7 @@ class CompartmentalizedDiffusion(LightningModule):
         preconditioning: PreconditioningName = "edm",
         compartment: Literal["none", "tokens", "lora", "head", "full"] = "none",
         backbone_steps: int = 2000,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
         tokens: int = 8,
         lora_rank: int = 8,
@@ -168,6 +168,12 @@ class CompartmentalizedDiffusion(LightningModule):
         prompt = self.prompts.find(self.phase.source)
         assert prompt is not None
         return prompt
+
+    @property
+    def backbone_rate(self) -> float:
+        """Return the learning rate of the backbone."""
+        given: float | None = self.hparams["learning_rate"]
+        return self.backbone.learning_rate if given is None else given
 
     @property
     def prompt_rate(self) -> float:
@@ -293,7 +299,7 @@ class CompartmentalizedDiffusion(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the one trained part; warm-up, then constant, then a linear cool-down to a twentieth."""
         backbone = self.phase.kind == "backbone"
-        rate = self.hparams["learning_rate"] if backbone else self.prompt_rate
+        rate = self.backbone_rate if backbone else self.prompt_rate
         parameters = self.trained.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01 if backbone else 0.0)
         steps = self.trainer.max_steps

@@ -23,6 +23,15 @@ def test_shipped_configs_parse_from_any_folder(name: str, tmp_path: Path, monkey
     assert backbone.guided == (config.model.guide == "closed_form")
 
 
+def test_who_names_no_backbone_has_the_one_of_the_shipped_configs() -> None:
+    """And a size that is given goes to it."""
+    named = fit_parser().parse_args(["--config", "cifar_shards.yaml"]).model.backbone
+    unnamed = fit_parser().parse_args(["--model.backbone.init_args.features", "8"]).model
+    assert unnamed.backbone.class_path == named.class_path == "cdm_lightning.conv_net.ConvNet"
+    assert unnamed.backbone.init_args.features == 8
+    assert unnamed.learning_rate is None
+
+
 def test_the_gpu_config_is_u_vit_s_2() -> None:
     """Oracle: the published size (Bao et al. 2023, Table 1: 44M, without a network for time), a forward pass."""
     settings = fit_parser().parse_args(["--config", "cifar_shards_gpu.yaml"]).model.backbone.init_args

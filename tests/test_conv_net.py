@@ -120,6 +120,7 @@ def test_a_store_on_it(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[s
     opened = open_compartments(Store.open(store), "all", sigma_switch=None, device="cpu")
     assert isinstance(opened.backbone, ConvNet)
     assert opened.backbone.init_args["dilations"] == [1, 2, 4, 1]
+    assert Store.open(store).read_backbone()[1]["learning_rate"] == 4e-3  # what suits it, since none was given
     x, sigma = torch.randn(2, 1, 8, 8, generator=generator("x")), torch.full((2,), 0.3)
     with torch.inference_mode():
         for source in ("digit1", "digit2"):
