@@ -56,6 +56,9 @@ TABLES = {
             "unet-full@3": "unet-full",
             "mono-unet": "mono-unet",
             "mono-unet@3": "mono-unet",
+            "guided-unet": "guided-unet",
+            "guided-unet-full": "guided-unet-full",
+            "guided-unet-mono-full": "guided-unet-mono-full",
             "mono-tokens": "mono-tokens",
             "mono-tokens40": "mono-tokens40",
             "paper": "paper",
@@ -72,21 +75,6 @@ TABLES = {
         "five",
         "inception",
         (*MANY, *NO_JUDGE),
-    ),
-    "five, U-Net": Table(
-        "ours-full",
-        ("routed",),
-        {
-            "unet-full@3": "unet-full",
-            "mono-unet": "mono-unet",
-            "mono-unet@3": "mono-unet",
-            "guided-unet": "guided-unet",
-            "guided-unet-full": "guided-unet-full",
-            "guided-unet-mono-full": "guided-unet-mono-full",
-            "mono-full": "mono-full",
-        },
-        "mono-unet@3",
-        "five-unet",
     ),
     "eight": Table(
         "parts",
@@ -216,6 +204,6 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("eight, other ways", "eight, U-Net", "five, U-Net", "five, more", "fifty"),
+    *("eight, other ways", "eight, U-Net", "five, more", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
