@@ -117,7 +117,7 @@ STORES = {
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
-    "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
+    "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),

@@ -140,8 +140,8 @@ TABLES = {
         "guided-unet-full",
         ("routed",),
         {
-            "guided-unet": "guided-unet",
-            "guided-unet-mono-full": "guided-unet-mono-full",
+            "untrained": "guided-unet",
+            "mono-full": "guided-unet-mono-full",
             "unet-full@3": "unet-full",
             "mono-unet@3": "mono-unet",
         },
