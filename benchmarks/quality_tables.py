@@ -96,8 +96,8 @@ TABLES = {
     ),
     "eight, U-Net": Table(
         "parts-unet",
-        ("soup@3", "routed@3"),
-        {"mono-unet": "parts-mono-unet", "mono-unet@3": "parts-mono-unet", "mono-full": "parts-mono-full"},
+        ("soup@3",),
+        {"mono-unet@3": "parts-mono-unet"},
         "mono-unet@3",
         "eight-unet",
         options=(*MANY, "--by_class"),
