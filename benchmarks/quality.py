@@ -26,7 +26,7 @@ from cdm_lightning.store import BACKBONE, Store
 from cdm_lightning.tensor_files import write_report
 
 AT_ONCE = 2
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CDM_ALLOW": "benchmarks"}  # of a step: its threads, and backbones of ours
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # of a step
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 SHARDS = ("--from", "fashion_mnist", "--public-classes", "[0,2,4,6,8]", "--heldout-fraction", "0.1")
 

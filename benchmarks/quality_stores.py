@@ -59,12 +59,12 @@ UVIT = (
     *("--model.backbone.init_args.depth", "5", "--model.backbone.init_args.heads", "4"),
 )
 PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
+NO_GUIDE = ("--model.guide", "none", "--model.sigma_switch", "inf")
 PLAIN = (  # without a guide, patches of 7 and a high rate train badly
-    *("--model.guide", "none", "--model.sigma_switch", "inf"),
+    *NO_GUIDE,
     *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
 )
 UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
-PLAIN_UNET = (*UNET, "--model.guide", "none", "--model.sigma_switch", "inf")
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
@@ -72,7 +72,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "plain": (*UVIT, *PLAIN),
-    "unet": PLAIN_UNET,
+    "unet": (*UNET, *NO_GUIDE),
     "guided-unet": UNET,
 }
 UNION = SOURCES["classes"] * CLUSTERS

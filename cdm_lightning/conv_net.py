@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, silu
+from torch.nn.functional import silu
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.errors import BadInput
-from cdm_lightning.guide_head import in_pieces, modulated, seen
-from cdm_lightning.uvit_layers import sinusoidal_embedding
+from cdm_lightning.guide_head import in_pieces, modulated, seen, summary
+from cdm_lightning.uvit_layers import check_width, sinusoidal_embedding
 
 CELLS = 7  # to a side of the image, for `features`
 
@@ -92,9 +92,7 @@ class ConvNet(Backbone):
 
         The mean of each channel over each cell of a grid of 7 x 7, then its deviation over all of it.
         """
-        hidden = in_pieces(self._hidden, seen(x, guide), self._embedding(time))
-        cells = adaptive_avg_pool2d(hidden, CELLS).flatten(1)
-        return torch.cat([cells, hidden.flatten(2).std(2, correction=0)], dim=1)
+        return summary(in_pieces(self._hidden, seen(x, guide), self._embedding(time)), CELLS)
 
     def _embedding(self, time: Tensor) -> Tensor:
         """Return the embedding [batch, layer, width] of the noise level, the same for every layer."""
@@ -116,5 +114,4 @@ def _check(features: int, dilations: Sequence[int], width: int) -> None:
         raise BadInput(f"{where}.features is {features}; expected at least 1")
     if not dilations or min(dilations) < 1:
         raise BadInput(f"{where}.dilations are {list(dilations)}; expected at least one, each at least 1")
-    if width < 2 or width % 2:
-        raise BadInput(f"{where}.width is {width}; expected an even number, at least 2")
+    check_width(width)

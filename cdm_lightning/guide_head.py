@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import adaptive_avg_pool2d, silu
 
 AT_ONCE = 4  # images whose features stay in the cache of a CPU
 
@@ -55,6 +55,14 @@ class GuideHead(nn.Module):
 def seen(x: Tensor, guide: Tensor | None) -> Tensor:
     """Return what convolutions see: x, draft and residual [batch, 3 channel, height, width], or x alone."""
     return x if guide is None else torch.cat([x, guide], dim=1)
+
+
+def summary(hidden: Tensor, cells: int) -> Tensor:
+    """Return the mean of each channel over each cell of a grid of `cells` to a side, then its deviation over all of it.
+
+    From [batch, channel, height, width] to [batch, (cells^2 + 1) channel].
+    """
+    return torch.cat([adaptive_avg_pool2d(hidden, cells).flatten(1), hidden.flatten(2).std(2, correction=0)], dim=1)
 
 
 def modulated(features: Tensor, change: Tensor) -> Tensor:

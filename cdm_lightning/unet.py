@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, silu
+from torch.nn.functional import avg_pool2d, interpolate, silu
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.errors import BadInput
-from cdm_lightning.guide_head import seen
-from cdm_lightning.uvit_layers import sinusoidal_embedding
+from cdm_lightning.guide_head import seen, summary
+from cdm_lightning.uvit_layers import check_width, sinusoidal_embedding
 
 GROUPS = 8
+QUARTERS = 2  # to a side of the image, for `features`
 MIDDLE = 2  # blocks at the lowest resolution, between the way down and the way up
 
 
@@ -108,7 +109,7 @@ class UNet(Backbone):
         The mean of each channel over each quarter of the image, then its deviation over all of it.
         """
         hidden, _ = self._descend(seen(x, guide), self._embedding(time).unbind(1))
-        return torch.cat([adaptive_avg_pool2d(hidden, 2).flatten(1), hidden.flatten(2).std(2, correction=0)], dim=1)
+        return summary(hidden, QUARTERS)
 
     def _embedding(self, time: Tensor) -> Tensor:
         """Return the embedding [batch, block, width] of the noise level, the same for every block."""
@@ -139,5 +140,4 @@ def _check(image_size: int, features: Sequence[int], width: int) -> None:
             f"{where}.features are of {len(features)} resolutions, and images of {image_size} pixels can't be halved "
             "so often: give fewer"
         )
-    if width < 2 or width % 2:
-        raise BadInput(f"{where}.width is {width}; expected an even number, at least 2")
+    check_width(width)

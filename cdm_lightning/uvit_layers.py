@@ -8,6 +8,8 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from cdm_lightning.errors import BadInput
+
 
 class PlainBlock(Block):
     """A transformer block of pre-normalization, without a bias of queries, keys and values."""
@@ -51,6 +53,12 @@ def sinusoidal_embedding(time: Tensor, width: int, longest_period: float = 10000
     frequency = torch.exp(-math.log(longest_period) * torch.arange(half, device=time.device) / half)
     angle = time[:, None].float() * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def check_width(width: int) -> None:
+    """Raise BadInput if a backbone's `width` is none of a sinusoidal embedding: it has as many cosines as sines."""
+    if width < 2 or width % 2:
+        raise BadInput(f"model.backbone.init_args.width is {width}; expected an even number, at least 2")
 
 
 def with_prompt(block: nn.Module, tokens: Tensor, prompt: Tensor | None, layer: int) -> Tensor:

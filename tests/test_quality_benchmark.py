@@ -24,12 +24,6 @@ PLAN = Plan(Path("work"), "images", "weights.pth")
 STEPS_OF_PLAN = PLAN.steps()
 
 
-@pytest.fixture(autouse=True)
-def own_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow the backbones of the benchmarks, as their steps do."""
-    monkeypatch.setenv("CDM_ALLOW", "benchmarks")
-
-
 @pytest.mark.parametrize("name", STORES)
 def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: str) -> None:
     config, fitted = fit_parser().parse_args(STEPS_OF_PLAN[name].arguments[1:]), STORES[name]
