@@ -1,6 +1,7 @@
 """The quality table: five owners, or eight, against the best monoliths. Everything from images to tables, in one go.
 
     python -m benchmarks.quality --work out/quality [--input FOLDER] [--inception FILE] [--only NAME ...]
+        [--device cuda] [--at_once 8]
 
 Every step is a command of the project, in a process and with a log of its own; two run at a time, with one thread each.
 What is finished is skipped: run it again after an interruption. The tables are in WORK/tables. WORK/times.json has the
@@ -25,7 +26,6 @@ from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
 from cdm_lightning.tensor_files import write_report
 
-AT_ONCE = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # of a step
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--metrics.extractor", "none")
 SHARDS = ("--from", "fashion_mnist", "--public-classes", "[0,2,4,6,8]", "--heldout-fraction", "0.1")
@@ -54,11 +54,13 @@ class Plan:
         work: the folder of everything.
         input: folder of torchvision's FashionMNIST; None downloads it.
         inception: file of Inception's weights; None downloads them.
+        device: that trains and samples.
     """
 
     work: Path
     input: str | None
     inception: str | None
+    device: str = "cpu"
 
     def steps(self) -> dict[str, Step]:
         """Return every step by name."""
@@ -82,7 +84,8 @@ class Plan:
 
     def _fit(self, name: str, split: str) -> list[str]:
         where = ["--store", str(self.place(name)), "--data.root", self.root(split), "--data.split", SPLITS[split]]
-        return ["fit", "--config", CONFIG, *where, *QUIET]
+        accelerator = "gpu" if self.device.startswith("cuda") else "cpu"
+        return ["fit", "--config", CONFIG, *where, "--trainer.accelerator", accelerator, *QUIET]
 
     def _backbone(self, name: str) -> Step:
         given, _, rest = name.partition("-")
@@ -125,11 +128,17 @@ class Plan:
             str(self.work / "tables" / table.out),
         ]
         rows = ["--strategies", *table.strategies, "--against", *opponents, "--base", table.base]
-        return Step(["evaluate", *where, *rows, "--extractor", table.extractor, *inception, *table.options], needs)
+        measured = ["--extractor", table.extractor, *inception, "--device", self.device]
+        return Step(["evaluate", *where, *rows, *measured, *table.options], needs)
 
 
-def run(steps: Mapping[str, Step], work: Path) -> None:
+def run(steps: Mapping[str, Step], work: Path, at_once: int) -> None:
     """Run every step after those that it needs, and note what each took; stop at the first that fails.
+
+    Args:
+        steps: by name.
+        work: the folder of logs and times.
+        at_once: steps that may run at a time.
 
     Raises:
         SystemExit: a step failed; the last lines of its log are shown.
@@ -139,10 +148,10 @@ def run(steps: Mapping[str, Step], work: Path) -> None:
     seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
     waiting, done = dict(steps), set[str]()
     running: dict[Future[float], str] = {}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         while waiting or running:
             ready = [name for name, step in waiting.items() if set(step.needs) <= done]
-            for name in ready[: AT_ONCE - len(running)]:
+            for name in ready[: at_once - len(running)]:
                 running[pool.submit(one, name, waiting.pop(name), logs)] = name
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(finished)
@@ -195,9 +204,12 @@ def main() -> None:
     parser.add_argument("--input", default=None, help="folder of torchvision's FashionMNIST; by default a download")
     parser.add_argument("--inception", default=None, help="file of Inception's weights; by default a download")
     parser.add_argument("--only", nargs="+", default=[], help="names of steps; with all that they need")
+    parser.add_argument("--device", default="cpu", help="that trains and samples: cpu or cuda")
+    parser.add_argument("--at_once", type=int, default=2, help="steps that may run at a time")
     options = parser.parse_args()
     work = Path(options.work)
-    run(chosen(Plan(work, options.input, options.inception).steps(), options.only), work)
+    plan = Plan(work, options.input, options.inception, options.device)
+    run(chosen(plan.steps(), options.only), work, options.at_once)
 
 
 if __name__ == "__main__":

@@ -175,8 +175,10 @@ def key_of(parts: Json) -> str:
 
 
 def environment() -> dict[str, Json]:
-    """Return what computes: versions, threads, kind of CPU."""
+    """Return what computes: versions, threads, kind of CPU, and of CUDA device if there is one."""
+    device = {"cuda": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **device,
         "versions": dict(versions(*PACKAGES, "scikit-learn", "numpy")),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -6,7 +6,7 @@ images are. All of it is a function of `public` alone.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -89,6 +89,10 @@ class Drafts:
                     closed_forms[group, fold, level] = fit(images, seed)
         return cls(pseudo, tuple(sizes), closed_forms)
 
+    def to(self, device: torch.device) -> "Drafts":
+        """Return the same with its closed forms on another device."""
+        return replace(self, closed_forms={place: own.to(device) for place, own in self.closed_forms.items()})
+
     def rows_of(self, keys: Sequence[str]) -> Tensor:
         """Return the rows [batch] of `pseudo` that hold these keys."""
         return torch.tensor([self.pseudo.row[key] for key in keys], dtype=torch.long)
@@ -111,7 +115,7 @@ class Drafts:
         draft = torch.empty_like(x)
         for code in place.unique().tolist():
             mine = (place == code).to(x.device)
-            closed_form = self.closed_forms[code // FOLDS, code % FOLDS, level].to(x.device)
+            closed_form = self.closed_forms[code // FOLDS, code % FOLDS, level]
             draft[mine] = closed_form.denoise(x[mine], sigma[mine])
         return draft
 
@@ -145,6 +149,10 @@ class LabelledDrafts:
     whole: Drafts
     by_class: Drafts
 
+    def to(self, device: torch.device) -> "LabelledDrafts":
+        """Return the same with its closed forms on another device."""
+        return LabelledDrafts(self.whole.to(device), self.by_class.to(device))
+
     def guide(
         self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -175,6 +183,10 @@ class MixedDrafts:
     by_fold: tuple[Gaussians, ...]
     n: int
 
+    def to(self, device: torch.device) -> "MixedDrafts":
+        """Return the same with its closed forms on another device."""
+        return replace(self, by_fold=tuple(own.to(device) for own in self.by_fold))
+
     @classmethod
     def of(cls, whole: Drafts, public: Gaussians, share: float) -> "MixedDrafts":
         """Mix a share of `public` into the drafts of a source that was left in one piece, of one size."""
@@ -189,7 +201,7 @@ class MixedDrafts:
         fold, draft = folds_of(keys).to(x.device), torch.empty_like(x)
         for k, closed_form in enumerate(self.by_fold):
             mine = fold == k
-            draft[mine] = closed_form.to(x.device).denoise(x[mine], sigma[mine])
+            draft[mine] = closed_form.denoise(x[mine], sigma[mine])
         return draft, torch.full_like(sigma, self.n)
 
 
@@ -208,11 +220,15 @@ class ReleasedDraft:
     closed_form: Gaussians
     n: int
 
+    def to(self, device: torch.device) -> "ReleasedDraft":
+        """Return the same with its closed form on another device."""
+        return replace(self, closed_form=self.closed_form.to(device))
+
     def guide(
         self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return drafts of training images, shaped as x, and the number of images behind them [batch]; class-blind."""
-        return self.closed_form.to(x.device).denoise(x, sigma), torch.full_like(sigma, self.n)
+        return self.closed_form.denoise(x, sigma), torch.full_like(sigma, self.n)
 
 
 def draft_fit(

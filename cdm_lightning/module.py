@@ -196,6 +196,11 @@ class CompartmentalizedDiffusion(LightningModule):
         """Return the composed denoiser of the compartments."""
         return self.denoisers().composed(self.hparams["strategy"])
 
+    def on_fit_start(self) -> None:
+        """Put the closed forms that guide the training images where the images will be."""
+        if self.drafts is not None:
+            self.drafts = self.drafts.to(self.device)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return the denoising loss of a batch of one source, also by image [batch], and the noise levels [batch].
 

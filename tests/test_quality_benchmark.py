@@ -79,7 +79,7 @@ def test_steps_come_after_what_they_need_two_at_a_time(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(quality, "one", one)
     needs: dict[str, Sequence[str]] = {"a": (), "b": (), "c": ("a",), "d": ("a", "b"), "e": ("d",), "f": ()}
-    run({name: Step([], tuple(needs[name])) for name in needs}, tmp_path)
+    run({name: Step([], tuple(needs[name])) for name in needs}, tmp_path, 2)
     assert sorted(finished) == sorted(needs)
     assert max(at_once) == 2
     assert json.loads((tmp_path / "times.json").read_text()) == dict.fromkeys(needs, 2.1)
@@ -88,7 +88,7 @@ def test_steps_come_after_what_they_need_two_at_a_time(tmp_path: Path, monkeypat
 def test_a_step_that_fails_ends_the_run_and_shows_why(tmp_path: Path) -> None:
     steps = {"bad": Step(["stor", "list"]), "never": Step(["store"], ("bad",))}
     with pytest.raises(SystemExit, match=r"bad failed; .*bad.log ends with:\n.*unknown command 'stor'"):
-        run(steps, tmp_path)
+        run(steps, tmp_path, 2)
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["bad.log"]
 
 
