@@ -153,7 +153,9 @@ def test_images_are_restored_as_on_the_cpu(
 
 def test_the_report_and_the_course_of_a_fit_are_made(store: Path, fit: Fit, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    assert main(["report", "--store", str(store), "--sources", "all", "--out", str(page), *SHORT, "--device", "cuda"]) == 0
+    assert (
+        main(["report", "--store", str(store), "--sources", "all", "--out", str(page), *SHORT, "--device", "cuda"]) == 0
+    )
     assert page.stat().st_size > 10_000
     courses = []
     for device, accelerator in (("cpu", "cpu"), ("cuda", "gpu")):
