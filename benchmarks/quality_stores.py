@@ -60,10 +60,6 @@ UVIT = (
 )
 PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
 NO_GUIDE = ("--model.guide", "none", "--model.sigma_switch", "inf")
-PLAIN = (  # without a guide, patches of 7 and a high rate train badly
-    *NO_GUIDE,
-    *("--model.backbone.init_args.patch_size", "4", "--model.learning_rate", "2e-3"),
-)
 UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
@@ -71,9 +67,9 @@ BACKBONES: dict[str, Sequence[str]] = {
     "guided-inf": ("--model.sigma_switch", "inf"),
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
-    "plain": (*UVIT, *PLAIN),
     "unet": (*UNET, *NO_GUIDE),
     "guided-unet": UNET,
+    "guided-unet-1": UNET,
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
@@ -82,17 +78,16 @@ STORES = {
     # five sources, a class each
     "ours": Fitted("guided", "classes"),
     "ours-full": Fitted("guided", "classes", "full", FULL_RATE),
-    "paper": Fitted("plain", "classes", "tokens", PAPER),
+    "paper": Fitted("unet", "classes", "tokens", PAPER),
     "unet-full": Fitted("unet", "classes", "full", FULL_RATE),
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
-    "mono-plain": Fitted("plain", "union", "full", FULL_RATE, clusters=UNION),
     "mono-unet": Fitted("unet", "union", "full", FULL_RATE, clusters=UNION),
     "guided-unet": Fitted("guided-unet", "classes"),
     "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
     "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
-    "mono-tokens": Fitted("plain", "union", "tokens", clusters=UNION),
-    "mono-tokens40": Fitted("plain", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
+    "mono-tokens": Fitted("unet", "union", "tokens", clusters=UNION),
+    "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
     # other kinds of compartment, and numbers of owners
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
@@ -105,10 +100,11 @@ STORES = {
     "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-mono": Fitted("guided", "union", options=LABELS, clusters=PARTS),
     "parts-mono-full": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    "parts-mono-plain": Fitted("plain", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
+    "guided-unet-full-1": Fitted("guided-unet-1", "classes", "full", FULL_RATE, seed=1),
+    "guided-unet-mono-full-1": Fitted("guided-unet-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
     # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
@@ -118,6 +114,12 @@ STORES = {
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
     "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS)),
+    "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
+    "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
+    "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
+    "parts-guided-unet-mono-tiny": Fitted(
+        "guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY
+    ),
     "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),

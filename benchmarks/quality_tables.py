@@ -50,8 +50,6 @@ TABLES = {
         ("uniform", "posterior", "assign"),
         {
             "mono-full": "mono-full",
-            "mono-plain": "mono-plain",
-            "mono-plain@3": "mono-plain",
             "full": "ours-full",
             "unet-full@3": "unet-full",
             "mono-unet": "mono-unet",
@@ -80,7 +78,7 @@ TABLES = {
             "full": "parts-full",
             "mono": "parts-mono",
             "mono-full": "parts-mono-full",
-            "mono-plain": "parts-mono-plain",
+            "mono-unet@3": "parts-mono-unet",
         },
         "mono-full",
         "eight",
@@ -95,10 +93,15 @@ TABLES = {
         options=(*MANY, "--by_class"),
     ),
     "eight, U-Net": Table(
-        "parts-unet",
-        ("soup@3",),
-        {"mono-unet@3": "parts-mono-unet"},
-        "mono-unet@3",
+        "parts-guided-unet",
+        ("draft",),
+        {
+            "tiny": "parts-guided-unet-tiny",
+            "mono-full": "parts-guided-unet-mono",
+            "mono-full-tiny": "parts-guided-unet-mono-tiny",
+            "mono-unet@3": "parts-mono-unet",
+        },
+        "mono-full",
         "eight-unet",
         options=(*MANY, "--by_class"),
     ),
@@ -109,11 +112,18 @@ TABLES = {
         "mono-full",
         "five-1",
     ),
+    "five, U-Net, seed 1": Table(
+        "guided-unet-full-1",
+        ("routed",),
+        {"mono-full": "guided-unet-mono-full-1"},
+        "mono-full",
+        "five-unet-1",
+    ),
     "five, classifier": Table(
         "paper",
         ("classifier", "posterior"),
-        {"mono-full": "uvit-mono-full"},
-        "mono-full",
+        {"mono-unet@3": "mono-unet"},
+        "mono-unet@3",
         "five-classifier",
         options=FEW,
     ),
@@ -213,6 +223,6 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("eight, other ways", "eight, U-Net", "five, U-Net", "five, more", "fifty"),
+    *("eight, other ways", "eight, U-Net", "five, U-Net", "five, U-Net, seed 1", "five, more", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )

@@ -109,7 +109,7 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         denoised = torch.empty_like(x)
         above = sigma >= self.sigma_switch
         denoised[above] = self.drafts(x[above], sigma[above], source[above])
-        group = self._groups()[source].to(source.device)
+        group = self._groups().to(source.device)[source]
         for number in group[~above].unique().tolist():
             mine = ~above & (group == number)
             denoised[mine] = self._network_rows(x[mine], sigma[mine], source[mine])

@@ -36,7 +36,7 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
     own = 10 if fitted.split in ("parts" if by_class else "", "fifty") else together // sources
     assert config.model.clusters == own
     assert config.model.class_labels == name.startswith("parts")
-    assert config.model.guide == ("none" if fitted.backbone in ("plain", "unet") else "closed_form")
+    assert config.model.guide == ("none" if fitted.backbone == "unet" else "closed_form")
     assert config.seed == int(name.endswith("-1"))
 
 
