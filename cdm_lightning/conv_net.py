@@ -80,11 +80,11 @@ class ConvNet(Backbone):
         embedding = self._embedding(time)
         if prompt is not None:
             embedding = embedding + prompt.sum(2)
-        return in_pieces(self.convolve, seen(x, guide), embedding)
+        return in_pieces(self.convolve, seen(x, guide), self._changes(embedding))
 
-    def convolve(self, images: Tensor, embedding: Tensor) -> Tensor:
-        """Return F of all that is seen, with an embedding [batch, layer, width] for each layer."""
-        output: Tensor = self.leave(self._hidden(images, embedding))
+    def convolve(self, images: Tensor, changes: Tensor) -> Tensor:
+        """Return F of all that is seen, with what modulates it [batch, layer, 2 features]."""
+        output: Tensor = self.leave(self._hidden(images, changes))
         return output
 
     def features(self, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
@@ -92,17 +92,24 @@ class ConvNet(Backbone):
 
         The mean of each channel over each cell of a grid of 7 x 7, then its deviation over all of it.
         """
-        return summary(in_pieces(self._hidden, seen(x, guide), self._embedding(time)), CELLS)
+        return summary(in_pieces(self._hidden, seen(x, guide), self._changes(self._embedding(time))), CELLS)
 
     def _embedding(self, time: Tensor) -> Tensor:
         """Return the embedding [batch, layer, width] of the noise level, the same for every layer."""
         return sinusoidal_embedding(time, self.width)[:, None].expand(-1, len(self.levels), -1)
 
-    def _hidden(self, images: Tensor, embedding: Tensor) -> Tensor:
+    def _changes(self, embedding: Tensor) -> Tensor:
+        """Return the scales and shifts [batch, layer, 2 features] of embeddings [batch, layer, width].
+
+        Of the whole batch: low-rank additions to `levels` (see `prompts.lora`) have a row for every image of it.
+        """
+        return torch.stack([level(own) for level, own in zip(self.levels, embedding.unbind(1), strict=True)], dim=1)
+
+    def _hidden(self, images: Tensor, changes: Tensor) -> Tensor:
         """Return the last layer's features [batch, features, height, width]."""
-        changes = [level(embedding[:, k])[:, :, None, None] for k, level in enumerate(self.levels)]
-        hidden = modulated(self.enter(images), changes[0])
-        for convolution, change in zip(self.middle, changes[1:], strict=True):
+        first, *others = changes[..., None, None].unbind(1)
+        hidden = modulated(self.enter(images), first)
+        for convolution, change in zip(self.middle, others, strict=True):
             hidden = hidden + modulated(convolution(hidden), change)
         return silu(hidden)
 

@@ -114,7 +114,7 @@ class Drafts:
         place = self.pseudo.group[rows] * FOLDS + self.pseudo.fold[rows]
         draft = torch.empty_like(x)
         for code in place.unique().tolist():
-            mine = (place == code).to(x.device)
+            mine = (place == code).nonzero().squeeze(1).to(x.device)
             closed_form = self.closed_forms[code // FOLDS, code % FOLDS, level]
             draft[mine] = closed_form.denoise(x[mine], sigma[mine])
         return draft

@@ -1,14 +1,18 @@
 """The kinds of prompts. Oracles: a backbone whose weights were changed by hand, and one row at a time."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cdm_lightning.backbone import UViT, freeze, tensors_sha256
+from cdm_lightning.backbone import Backbone, UViT, freeze, tensors_sha256
+from cdm_lightning.conv_net import ConvNet
+from cdm_lightning.guide_head import AT_ONCE
 from cdm_lightning.prompts import KINDS, Full, Head, LoRA, Prompt, Prompts, Tokens
 from cdm_lightning.prompts.lora import linear_layers
+from cdm_lightning.unet import UNet
 
 ZERO = torch.zeros(1, dtype=torch.long)
 
@@ -25,16 +29,23 @@ def stirred(module: nn.Module, seed: int, size: float = 0.2) -> nn.Module:
     return module
 
 
-def network() -> UViT:
-    made = UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2)
+MADE: dict[str, Callable[[], Backbone]] = {
+    "transformer": lambda: UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2),
+    "ConvNet": lambda: ConvNet(image_size=8, channels=1, features=8, dilations=(1, 2), width=16),
+    "U-Net": lambda: UNet(image_size=8, channels=1, features=(8, 16), width=16),
+}
+
+
+def network(name: str = "transformer") -> Backbone:
+    made = MADE[name]()
     made.initialize(generator(0))
     stirred(made, 0)
     freeze(made)
     return made
 
 
-def prompt(kind: str, classes: int = 0, seed: int = 1) -> Prompt:
-    backbone, start = network(), generator(seed)
+def prompt(kind: str, classes: int = 0, seed: int = 1, name: str = "transformer") -> Prompt:
+    backbone, start = network(name), generator(seed)
     if kind == "tokens":
         return Tokens(backbone, 2, classes, start)
     if kind == "lora":
@@ -93,13 +104,16 @@ def test_tokens_are_what_the_backbone_is_given() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in MADE if kind != "head" or name == "transformer"]
+)
 @torch.no_grad()
-def test_rows_of_many_sources_equal_one_row_at_a_time(kind: str, classes: int) -> None:
-    backbone, (x, time, guide) = network(), inputs(6)
-    prompts = [stirred(prompt(kind, classes and classes + k), k, 0.1) for k in range(3)]
+def test_rows_of_many_sources_equal_one_row_at_a_time(kind: str, name: str, classes: int) -> None:
+    backbone, (x, time, guide) = network(name), inputs(6)
+    prompts = [stirred(prompt(kind, classes and classes + k, name=name), k, 0.1) for k in range(3)]
     row, label = torch.tensor([2, 0, 1, 2, 0, 0]), torch.tensor([0, 1, 2, 3, 3, 0]) * min(classes, 1)
     rows = KINDS[kind].network(backbone, prompts, row, label)(x, time, guide=guide)
+    assert len(x) > AT_ONCE  # images of a ConvNet go in pieces
     for k in range(6):
         one = slice(k, k + 1)
         alone = KINDS[kind].network(backbone, [prompts[int(row[k])]], ZERO, label[one])
