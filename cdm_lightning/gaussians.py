@@ -295,6 +295,6 @@ def _low_rank(factor: Tensor, floor: float, rank: int) -> tuple[Tensor, Tensor, 
         values, vectors = values.flip(0)[:kept].clamp_min(0), right.flip(1)[:, :kept]
     rest = (trace - values.sum()).clamp_min(0) / (dimension - kept)
     missing = rank - kept
-    basis = torch.cat([vectors, torch.zeros(dimension, missing, dtype=factor.dtype)], 1)
+    basis = torch.cat([vectors, vectors.new_zeros(dimension, missing)], 1)
     variance = torch.cat([values, rest.expand(missing)])
     return basis, variance + floor, rest + floor
