@@ -47,6 +47,7 @@ class Fitted:
 
 
 PAPER = ("--model.strategy", "posterior")
+TOKEN_RATE = ("--model.prompt_learning_rate", "1e-2")  # of tokens on the U-Net: the best of 2e-3, 5e-3, 1e-2, 3e-2, 0.1
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # three times as many
@@ -78,7 +79,7 @@ STORES = {
     # five sources, a class each
     "ours": Fitted("guided", "classes"),
     "ours-full": Fitted("guided", "classes", "full", FULL_RATE),
-    "paper": Fitted("unet", "classes", "tokens", PAPER),
+    "paper": Fitted("unet", "classes", "tokens", (*PAPER, *TOKEN_RATE)),
     "unet-full": Fitted("unet", "classes", "full", FULL_RATE),
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
@@ -86,8 +87,8 @@ STORES = {
     "guided-unet": Fitted("guided-unet", "classes"),
     "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
     "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
-    "mono-tokens": Fitted("unet", "union", "tokens", clusters=UNION),
-    "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40"), clusters=UNION),
+    "mono-tokens": Fitted("unet", "union", "tokens", TOKEN_RATE, clusters=UNION),
+    "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40", *TOKEN_RATE), clusters=UNION),
     # other kinds of compartment, and numbers of owners
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),
