@@ -52,6 +52,19 @@ def test_debug_cuts_every_phase_to_20_steps(name: str) -> None:
     assert (config.model.backbone_steps, config.trainer.max_steps) == (20, 20)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_u_net_takes_the_place_of_any_backbone(name: str) -> None:
+    """With the images' size, and with nothing left of the other one's options."""
+    given, config = (
+        fit_parser().parse_args(["--config", name, *more]).model for more in ([], ["--config", "unet.yaml"])
+    )
+    sizes, expected = vars(config.backbone.init_args), vars(given.backbone.init_args)
+    assert config.backbone.class_path == "cdm_lightning.unet.UNet"
+    assert {"image_size", "channels", "guided", "features", "width"} == sizes.keys()
+    assert all(sizes[key] == expected[key] for key in ("image_size", "channels", "guided"))
+    assert (config.compartment, config.learning_rate) == ("full", 1e-3)
+
+
 def test_the_working_folder_and_the_named_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "named").mkdir()
