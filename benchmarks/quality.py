@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.backbones import copy_backbone, write_backbone_like
-from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, Fitted
+from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, SWITCHES, Fitted
 from benchmarks.quality_tables import SECOND, TABLES, Table
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
@@ -91,20 +91,19 @@ class Plan:
         given, _, rest = name.partition("-")
         needs: tuple[str, ...] = ("shards of classes",)
         prepare = None
-        if rest == "inf":
-            needs, prepare = (*needs, f"backbone {given}"), lambda: self._without_switch(given, name)
+        if rest in SWITCHES:
+            needs, prepare = (*needs, f"backbone {given}"), lambda: self._with_switch(given, name, SWITCHES[rest])
         seed = ["--seed", rest] if rest.isdecimal() else []
         store = f"backbone-{name}"
         return Step([*self._fit(store, "classes"), "--data.sources", "[]", *BACKBONES[name], *seed], needs, prepare)
 
-    def _without_switch(self, given: str, name: str) -> None:
-        """Make a store of the same backbone whose prompts are trained at every noise level."""
+    def _with_switch(self, given: str, name: str, switch: float) -> None:
+        """Make a store of the same backbone whose prompts are trained up to another noise level."""
         place = self.place(f"backbone-{name}")
         if (place / BACKBONE).exists():
             return
         store = Store.open(self.place(f"backbone-{given}"))
         network, public = unpack_backbone(*store.read_backbone())
-        switch = float("inf")
         write_backbone_like(store, place, network, replace(public, sigma_switch=switch), {"sigma_switch": switch})
 
     def store(self, name: str, fitted: Fitted) -> Step:

@@ -62,10 +62,12 @@ UVIT = (
 PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
 NO_GUIDE = ("--model.guide", "none", "--model.sigma_switch", "inf")
 UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
+SWITCHES = {"inf": float("inf"), "low": 0.3}  # by how the name of a backbone ends that is another one but for these
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
     "guided-inf": ("--model.sigma_switch", "inf"),
+    "guided-low": ("--model.sigma_switch", "0.3"),
     "uvit": (*UVIT, *PATCHES_OF_7),
     "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "unet": (*UNET, *NO_GUIDE),
@@ -96,6 +98,7 @@ STORES = {
     "halves-full": Fitted("guided", "halves", "full", FULL_RATE, clusters=UNION // 2),
     "quarters-full": Fitted("guided", "quarters", "full", FULL_RATE, clusters=UNION // 4),
     "mono-full-inf": Fitted("guided-inf", "union", "full", FULL_RATE, clusters=UNION),
+    "mono-full-low": Fitted("guided-low", "union", "full", FULL_RATE, clusters=UNION),
     # eight random parts, class-conditional
     "parts": Fitted("guided", "parts", options=LABELS),
     "parts-full": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS)),
