@@ -88,7 +88,7 @@ class Plan:
         return ["fit", "--config", CONFIG, *where, "--trainer.accelerator", accelerator, *QUIET]
 
     def _backbone(self, name: str) -> Step:
-        given, _, rest = name.partition("-")
+        given, _, rest = name.rpartition("-")
         needs: tuple[str, ...] = ("shards of classes",)
         prepare = None
         if rest in SWITCHES:

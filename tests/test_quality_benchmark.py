@@ -11,7 +11,7 @@ import torch
 from benchmarks import quality
 from benchmarks.backbones import LINKED, options_of
 from benchmarks.quality import Plan, Step, chosen, run
-from benchmarks.quality_stores import SOURCES, STEPS, STORES
+from benchmarks.quality_stores import BACKBONES, SOURCES, STEPS, STORES
 from benchmarks.quality_tables import SECOND, TABLES
 from cdm_lightning.evaluate_command import chosen_base, evaluate_parser
 from cdm_lightning.fit_command import fit_parser
@@ -38,6 +38,12 @@ def test_every_store_is_trained_on_as_many_images_with_as_many_clusters(name: st
     assert config.model.class_labels == name.startswith("parts")
     assert config.model.guide == ("none" if fitted.backbone == "unet" else "closed_form")
     assert config.seed == int(name.endswith("-1"))
+
+
+def test_a_backbone_that_is_named_for_a_seed_has_it() -> None:
+    for name in BACKBONES:
+        given = STEPS_OF_PLAN[f"backbone {name}"].arguments
+        assert fit_parser().parse_args(given[1:]).seed == int(name.endswith("-1"))
 
 
 def test_all_steps_parse_and_need_only_steps() -> None:
