@@ -1,7 +1,7 @@
 """The opened compartments. Oracle: one image, one source, one call at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdm_lightning.backbone import UViT
+from cdm_lightning.backbone import Backbone, UViT
 from cdm_lightning.compartment import ClassForm, Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import DraftDenoiser, RowDenoiser
+from cdm_lightning.conv_net import ConvNet
 from cdm_lightning.denoiser import EDM, VP, Network, Preconditioning, denoise, guided_denoise, linear_time
 from cdm_lightning.drafts import DraftError
 from cdm_lightning.errors import BadInput
@@ -24,6 +25,7 @@ from cdm_lightning.public import Public
 from cdm_lightning.sampling import karras_sigmas, sample
 from cdm_lightning.source_forms import closed_form_of
 from cdm_lightning.strategy import Strategy
+from cdm_lightning.unet import UNet
 
 SHAPE = (1, 8, 8)
 SWITCH = 1.0
@@ -37,9 +39,16 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(guided: bool) -> UViT:
+NETWORKS: dict[str, Callable[[bool], Backbone]] = {
+    "transformer": lambda guided: UViT(8, 1, guided, patch_size=4, width=16, depth=3, heads=2),
+    "ConvNet": lambda guided: ConvNet(8, 1, guided, features=8, dilations=(1, 2), width=16),
+    "U-Net": lambda guided: UNet(8, 1, guided, features=(8, 16), width=16),
+}
+
+
+def network(guided: bool, name: str = "transformer") -> Backbone:
     """Return a backbone of random weights, large enough that guide, prompt and time all matter."""
-    made = UViT(image_size=8, channels=1, guided=guided, patch_size=4, width=16, depth=3, heads=2)
+    made = NETWORKS[name](guided)
     made.initialize(generator(0))
     with torch.no_grad():
         for k, parameter in enumerate(made.parameters()):
@@ -67,16 +76,16 @@ def public() -> Public:
     return Public(closed_form(99), Strength(), draft_error, Calibration.none(), SWITCH, 6)
 
 
-def prompt(source: str, guided: bool) -> Prompt | None:
+def prompt(source: str, backbone: Backbone) -> Prompt | None:
     """Return a prompt that is far from its start, so that it matters."""
     g = generator(SOURCES.index(source))
     made: Prompt
     if source in TOKENS:
-        made = Tokens(network(guided), TOKENS[source], 0, g)
+        made = Tokens(backbone, TOKENS[source], 0, g)
     elif "lora" in source:
-        made = LoRA(network(guided), 2, 0, g)
+        made = LoRA(backbone, 2, 0, g)
     elif source == "full":
-        made = Full(network(guided), 0, g)
+        made = Full(backbone, 0, g)
     else:
         return None
     with torch.no_grad():
@@ -90,9 +99,11 @@ def opened(
     sources: list[str] = SOURCES,
     switch: float = SWITCH,
     preconditioning: Preconditioning = PRECONDITIONINGS[0],
+    name: str = "transformer",
 ) -> Compartments:
-    parts = {s: whole(SIZES[s], SOURCES.index(s), prompt(s, guided)) for s in sources}
-    return Compartments(network(guided), parts, public(), guided, switch, preconditioning)
+    backbone = network(guided, name)
+    parts = {s: whole(SIZES[s], SOURCES.index(s), prompt(s, backbone)) for s in sources}
+    return Compartments(backbone, parts, public(), guided, switch, preconditioning)
 
 
 @dataclass
@@ -126,11 +137,12 @@ def mixed_rows(n: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(n, *SHAPE, generator=generator(6)) * (0.5 + sigma[:, None, None, None]), sigma, source
 
 
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
 @pytest.mark.parametrize("guided", [True, False])
 @torch.inference_mode()
-def test_rows_equal_one_call_for_each(guided: bool, preconditioning: Preconditioning) -> None:
-    compartments, (x, sigma, source) = opened(guided, preconditioning=preconditioning), mixed_rows()
+def test_rows_equal_one_call_for_each(guided: bool, preconditioning: Preconditioning, name: str) -> None:
+    compartments, (x, sigma, source) = opened(guided, preconditioning=preconditioning, name=name), mixed_rows()
     rows, slow = compartments.rows(x, sigma, source), OneByOne(compartments, preconditioning)
     for k in range(len(x)):
         expected = slow(x[k], float(sigma[k]), SOURCES[int(source[k])])
