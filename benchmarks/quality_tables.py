@@ -158,6 +158,15 @@ TABLES = {
         "mono-unet@3",
         "five-unet",
     ),
+    "five, U-Net, FID": Table(
+        "guided-unet-full",
+        ("routed",),
+        {"mono-full": "guided-unet-mono-full", "unet-full@3": "unet-full", "mono-unet@3": "mono-unet"},
+        "mono-unet@3",
+        "five-unet",
+        "inception",
+        (*MANY, *NO_JUDGE),
+    ),
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
@@ -223,6 +232,7 @@ TABLES = {
     ),
 }
 SECOND = (  # take longer than the rest may together
-    *("eight, other ways", "eight, U-Net", "five, U-Net", "five, U-Net, seed 1", "five, more", "fifty"),
+    *("five, U-Net", "five, U-Net, FID", "five, U-Net, seed 1", "eight, U-Net", "eight, other ways", "five, more"),
+    "fifty",
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
