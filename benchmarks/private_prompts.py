@@ -30,7 +30,7 @@ SIGMAS = (1.0, 0.5, 0.3, 0.1)
 EPSILONS = (1.0, 10.0, None)  # None: without privacy
 SHARES = {
     "guided": (0.5, 0.2, 0.05, 0.01, None),
-    "plain": (0.5,),
+    "unet": (0.5,),
 }  # of the budget that tokens take; None: there are none
 TOKENS = ("--model.compartment", "tokens", "--trainer.max_steps", "100", "--data.batch_size", "256")
 HELD_OUT = 200

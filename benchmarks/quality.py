@@ -3,9 +3,10 @@
     python -m benchmarks.quality --work out/quality [--input FOLDER] [--inception FILE] [--only NAME ...]
         [--device cuda] [--at_once 8]
 
-Every step is a command of the project, in a process and with a log of its own; two run at a time, with one thread each.
-What is finished is skipped: run it again after an interruption. The tables are in WORK/tables. WORK/times.json has the
-seconds that each step took: of the processor, so that other work on the machine does not count.
+Every step is a command of the project, in a process and with a log of its own; as many run at a time as --at_once says,
+by default two, with one thread each. What is finished is skipped: run it again after an interruption. The tables are in
+WORK/tables. WORK/times.json has the seconds that each step took: of the processor, so that other work on the machine
+does not count.
 """
 
 import argparse

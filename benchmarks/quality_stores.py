@@ -117,7 +117,6 @@ STORES = {
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
-    "parts-unet": Fitted("unet", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
     "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
@@ -141,7 +140,6 @@ STORES = {
     "uvit-mono": Fitted("uvit", "union", clusters=UNION),
     "uvit-mono-full": Fitted("uvit", "union", "full", FULL_RATE, clusters=UNION),
     "uvit-mono-full-inf": Fitted("uvit-inf", "union", "full", FULL_RATE, clusters=UNION),
-    "parts-uvit": Fitted("uvit", "parts", options=LABELS),
     "parts-uvit-full": Fitted("uvit", "parts", "full", (*FULL_RATE, *LABELS)),
     "parts-uvit-mono-full": Fitted("uvit", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
 }

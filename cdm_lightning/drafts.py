@@ -1,7 +1,8 @@
 """Out-of-fold drafts: `public` is cut into pseudo-sources, and every image is guided by a closed form without it.
 
 So the backbone learns to finish drafts of images that the draft has not seen, as a real source's drafts of new
-images are. All of it is a function of `public` alone.
+images are. Those of the backbone are a function of `public` alone; those of a prompt, of its source and of what was
+fitted on `public`. A private source's draft is the one that it has released.
 """
 
 import math
@@ -20,7 +21,7 @@ from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator, stable_hash
 
 ERROR_LEVELS = 17
-IMAGES_PER_DRAFT = 24
+MEASURED_ON = 24  # images of a fold, which the draft has not seen
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class DraftError:
 
 @dataclass(frozen=True)
 class Drafts:
-    """The closed forms that guide the training images of the backbone.
+    """The closed forms that guide the training images of the backbone, or of a prompt.
 
     Attributes:
         pseudo: the pseudo-sources.
@@ -126,7 +127,7 @@ class Drafts:
         square = torch.zeros(len(self.sizes), ERROR_LEVELS, dtype=torch.float64)
         count = 0
         for group, fold in places:
-            x_0 = self.pseudo.inside_fold(group, fold, IMAGES_PER_DRAFT)
+            x_0 = self.pseudo.inside_fold(group, fold, MEASURED_ON)
             if len(x_0) == 0:
                 continue
             noise = torch.randn(x_0.shape, generator=generator(seed, "public", "error", group, fold))

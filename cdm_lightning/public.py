@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.denoiser import SIGMA_MIN
-from cdm_lightning.drafts import IMAGES_PER_DRAFT, DraftError, Drafts, denoising_errors, draft_fit
+from cdm_lightning.drafts import MEASURED_ON, DraftError, Drafts, denoising_errors, draft_fit
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.pseudo_sources import PRIOR_IMAGES, SIZES, PseudoSources
@@ -102,7 +102,7 @@ def _nats(pseudo: PseudoSources, priors: list[Gaussians], strength: Strength, se
     sigma = torch.logspace(-1, 1, 5)
     total = 0.0
     for group in pseudo.groups():
-        x_0 = pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT)
+        x_0 = pseudo.inside_fold(group, 0, MEASURED_ON)
         if len(x_0) == 0:
             continue
         noise = torch.randn(x_0.shape, generator=generator(seed, "public", "strength", group))
@@ -126,7 +126,7 @@ def fit_calibration(
     top = min(sigma_switch, HIGHEST_TEMPERED)
     levels = torch.logspace(math.log10(min(10 * SIGMA_MIN, top / 2)), math.log10(top), TEMPERED_LEVELS)
     forms = judged_forms(pseudo, strength, seed, rank, mu)
-    images = [pseudo.inside_fold(group, 0, IMAGES_PER_DRAFT) for group in pseudo.groups()]
+    images = [pseudo.inside_fold(group, 0, MEASURED_ON) for group in pseudo.groups()]
     x_0 = torch.cat(images)
     true = torch.cat([torch.full((len(some),), group) for group, some in enumerate(images)])
     noise = torch.randn(x_0.shape, generator=generator(seed, "public", "calibration"))

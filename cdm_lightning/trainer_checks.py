@@ -24,6 +24,7 @@ REFUSED = {
     "limit_train_batches": "it would leave most of the source out",
     "accumulate_grad_batches": "noise is drawn per step; use a larger data.batch_size",
 }
+ALLOWED = {"max_epochs": (None, -1), "limit_train_batches": (None, 1.0), "accumulate_grad_batches": (1,)}
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     EarlyStopping: "a metric of what else is in the store would decide how long a source is trained; use max_steps",
@@ -38,7 +39,7 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
 def check_trainer(trainer: Namespace, callbacks: Sequence[Callback]) -> None:
     """Raise BadInput that names the first option which is refused, with the reason."""
     for key, reason in REFUSED.items():
-        if trainer[key] not in (None, False, 0, 1, -1):
+        if trainer[key] not in ALLOWED.get(key, (None, False, 0)):
             raise BadInput(f"trainer.{key} is refused: {reason}")
     check_precision(trainer.precision)
     for callback in callbacks:

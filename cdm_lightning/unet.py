@@ -12,7 +12,7 @@ from cdm_lightning.guide_head import seen, summary
 from cdm_lightning.uvit_layers import check_width, sinusoidal_embedding
 
 GROUPS = 8
-QUARTERS = 2  # to a side of the image, for `features`
+CELLS = 2  # to a side of the image, for `features`
 MIDDLE = 2  # blocks at the lowest resolution, between the way down and the way up
 
 
@@ -109,7 +109,7 @@ class UNet(Backbone):
         The mean of each channel over each quarter of the image, then its deviation over all of it.
         """
         hidden, _ = self._descend(seen(x, guide), self._embedding(time).unbind(1))
-        return summary(hidden, QUARTERS)
+        return summary(hidden, CELLS)
 
     def _embedding(self, time: Tensor) -> Tensor:
         """Return the embedding [batch, block, width] of the noise level, the same for every block."""
