@@ -120,9 +120,6 @@ STORES = {
     "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
     "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    "parts-guided-unet-mono-tiny": Fitted(
-        "guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY
-    ),
     "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),

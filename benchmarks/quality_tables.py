@@ -98,7 +98,6 @@ TABLES = {
         {
             "tiny": "parts-guided-unet-tiny",
             "mono-full": "parts-guided-unet-mono",
-            "mono-full-tiny": "parts-guided-unet-mono-tiny",
             "mono-unet@3": "parts-mono-unet",
         },
         "mono-full",
