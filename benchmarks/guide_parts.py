@@ -27,7 +27,8 @@ class DeepHead(nn.Module):
 
     def forward(self, seen: Tensor, embedding: Tensor) -> Tensor:
         """Return what is added to F [batch, channel, height, width]; see `GuideHead.forward`."""
-        return self.net.convolve(seen, torch.stack([level(embedding) for level in self.net.levels], dim=1))
+        every_layer = embedding[:, None].expand(-1, len(self.net.levels), -1)
+        return self.net.convolve(seen, self.net.changes(every_layer))
 
 
 def take_parts(network: UViT, parts: str) -> None:

@@ -80,7 +80,7 @@ class ConvNet(Backbone):
         embedding = self._embedding(time)
         if prompt is not None:
             embedding = embedding + prompt.sum(2)
-        return in_pieces(self.convolve, seen(x, guide), self._changes(embedding))
+        return in_pieces(self.convolve, seen(x, guide), self.changes(embedding))
 
     def convolve(self, images: Tensor, changes: Tensor) -> Tensor:
         """Return F of all that is seen, with what modulates it [batch, layer, 2 features]."""
@@ -92,13 +92,13 @@ class ConvNet(Backbone):
 
         The mean of each channel over each cell of a grid of 7 x 7, then its deviation over all of it.
         """
-        return summary(in_pieces(self._hidden, seen(x, guide), self._changes(self._embedding(time))), CELLS)
+        return summary(in_pieces(self._hidden, seen(x, guide), self.changes(self._embedding(time))), CELLS)
 
     def _embedding(self, time: Tensor) -> Tensor:
         """Return the embedding [batch, layer, width] of the noise level, the same for every layer."""
         return sinusoidal_embedding(time, self.width)[:, None].expand(-1, len(self.levels), -1)
 
-    def _changes(self, embedding: Tensor) -> Tensor:
+    def changes(self, embedding: Tensor) -> Tensor:
         """Return the scales and shifts [batch, layer, 2 features] of embeddings [batch, layer, width].
 
         Of the whole batch: low-rank additions to `levels` (see `prompts.lora`) have a row for every image of it.
