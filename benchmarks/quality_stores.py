@@ -73,6 +73,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "unet": (*UNET, *NO_GUIDE),
     "guided-unet": UNET,
     "guided-unet-1": UNET,
+    "guided-unet-long": (*UNET, "--model.backbone_steps", "6000"),
 }
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
