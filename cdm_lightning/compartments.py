@@ -19,6 +19,8 @@ from cdm_lightning.prompts import Prompt, averaged, unlike
 from cdm_lightning.public import Public
 from cdm_lightning.strategy import Strategy
 
+AT_ONCE = 128  # rows of one pass: with more, the features of a wide network leave the cache of a CPU
+
 
 class Compartments(Mapping[str, "SourceDenoiser"]):
     """The denoisers D_i by source: the closed form at and above `sigma_switch`, the network below it.
@@ -111,8 +113,9 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         denoised[above] = self.drafts(x[above], sigma[above], source[above])
         group = self._groups().to(source.device)[source]
         for number in group[~above].unique().tolist():
-            mine = ~above & (group == number)
-            denoised[mine] = self._network_rows(x[mine], sigma[mine], source[mine])
+            mine = (~above & (group == number)).nonzero()[:, 0]
+            for some in mine.split(AT_ONCE if x.device.type == "cpu" else len(x)):
+                denoised[some] = self._network_rows(x[some], sigma[some], source[some])
         return denoised
 
     def _groups(self) -> Tensor:

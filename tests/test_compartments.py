@@ -294,6 +294,17 @@ def test_a_step_below_the_switch_costs_two_network_evaluations_and_above_it_none
 
 
 @torch.inference_mode()
+def test_more_rows_than_one_pass_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: all of them in one pass, which is compared with one call for each above."""
+    together, (x, sigma, source) = opened(), mixed_rows()
+    expected = together.rows(x, sigma, source)
+    monkeypatch.setattr(f"{Compartments.__module__}.AT_ONCE", 3)
+    apart = opened()
+    torch.testing.assert_close(apart.rows(x, sigma, source), expected, rtol=1e-4, atol=1e-4)
+    assert apart.evaluations == together.evaluations
+
+
+@torch.inference_mode()
 def test_an_image_does_not_depend_on_the_rows_beside_it() -> None:
     compartments, (x, sigma, source) = opened(), mixed_rows()
     rows, some = compartments.rows(x, sigma, source), torch.tensor([3, 17, 8])
