@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.backbones import copy_backbone, write_backbone_like
-from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, SWITCHES, Fitted
+from benchmarks.quality_stores import BACKBONES, CONFIG, SPLITS, STORES, SWITCHED, Fitted
 from benchmarks.quality_tables import SECOND, TABLES, Table
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.store import BACKBONE, Store
@@ -89,11 +89,12 @@ class Plan:
         return ["fit", "--config", CONFIG, *where, "--trainer.accelerator", accelerator, *QUIET]
 
     def _backbone(self, name: str) -> Step:
-        given, _, rest = name.rpartition("-")
         needs: tuple[str, ...] = ("shards of classes",)
         prepare = None
-        if rest in SWITCHES:
-            needs, prepare = (*needs, f"backbone {given}"), lambda: self._with_switch(given, name, SWITCHES[rest])
+        if name in SWITCHED:
+            given, level = SWITCHED[name]
+            needs, prepare = (*needs, f"backbone {given}"), lambda: self._with_switch(given, name, float(level))
+        rest = name.rpartition("-")[2]
         seed = ["--seed", rest] if rest.isdecimal() else []
         store = f"backbone-{name}"
         return Step([*self._fit(store, "classes"), "--data.sources", "[]", *BACKBONES[name], *seed], needs, prepare)

@@ -62,19 +62,18 @@ UVIT = (
 PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
 NO_GUIDE = ("--model.guide", "none", "--model.sigma_switch", "inf")
 UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
-SWITCHES = {"inf": float("inf"), "low": 0.3}  # by how the name of a backbone ends that is another one but for these
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
-    "guided-inf": ("--model.sigma_switch", "inf"),
-    "guided-low": ("--model.sigma_switch", "0.3"),
     "uvit": (*UVIT, *PATCHES_OF_7),
-    "uvit-inf": (*UVIT, *PATCHES_OF_7, "--model.sigma_switch", "inf"),
     "unet": (*UNET, *NO_GUIDE),
     "guided-unet": UNET,
     "guided-unet-1": UNET,
     "guided-unet-long": (*UNET, "--model.backbone_steps", "6000"),
 }
+# the network of another one, and the noise level up to which prompts are trained on it
+SWITCHED = {"guided-inf": ("guided", "inf"), "guided-low": ("guided", "0.3"), "uvit-inf": ("uvit", "inf")}
+BACKBONES |= {name: (*BACKBONES[other], "--model.sigma_switch", level) for name, (other, level) in SWITCHED.items()}
 UNION = SOURCES["classes"] * CLUSTERS
 PARTS = SOURCES["parts"] * CLUSTERS
 
