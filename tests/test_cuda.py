@@ -11,10 +11,10 @@ import torch
 from cdm_lightning.cli import main
 from cdm_lightning.generation import Settings, sample_batch
 from cdm_lightning.line_up import STRATEGIES
-from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.store import Store
 from tests.conftest import Fit
+from tests.noted_losses import noted_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -48,22 +48,12 @@ def exact_products() -> Iterator[None]:
 
 
 def losses(fit: Fit, store: Path, device: str, *options: str) -> list[float]:
-    """Return the loss of every step of a fit of one source on a device."""
-    seen = list[float]()
-    original = CompartmentalizedDiffusion.training_step
-
-    def noting(module: CompartmentalizedDiffusion, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
-        outputs = original(module, batch, batch_idx)
-        assert module.device.type == device
-        seen.append(float(outputs["loss"].detach()))
-        return outputs
-
+    """Return the loss of every step of a fit of `public` and one source on a device."""
     accelerator = "gpu" if device == "cuda" else "cpu"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CompartmentalizedDiffusion, "training_step", noting)
-        short = ("--model.backbone_steps", "6", "--trainer.max_steps", "6", "--trainer.accelerator", accelerator)
+    short = ("--model.backbone_steps", "6", "--trainer.max_steps", "6", "--trainer.accelerator", accelerator)
+    with noted_losses(device) as seen:
         assert fit(store, "[digit0]", *short, *options) == 0
-    return seen
+    return [loss for steps in seen.values() for loss in steps]
 
 
 @pytest.mark.parametrize("labels", ["true", "false"])

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.quality_stores import UVIT
 from cdm_lightning.cli import main
-from cdm_lightning.module import CompartmentalizedDiffusion
+from tests.noted_losses import noted_losses
 
 GOLDEN = Path(__file__).parent / "golden" / "debug_losses.json"
 TRANSFORMER = (*UVIT, "--model.backbone.init_args.patch_size", "2")
@@ -22,16 +21,6 @@ SETTINGS = {
 
 def losses(place: Path, options: tuple[str, ...]) -> dict[str, list[float]]:
     """Return every fifth loss of the backbone's and of one source's 20 steps."""
-    seen: dict[str, list[float]] = {}
-    original = CompartmentalizedDiffusion.training_step
-
-    def noting(
-        module: CompartmentalizedDiffusion, batch: dict[str, list[str]], batch_idx: int
-    ) -> dict[str, torch.Tensor]:
-        outputs = original(module, batch, batch_idx)
-        seen.setdefault(module.phase.source, []).append(round(float(outputs["loss"].detach()), 6))
-        return outputs
-
     quiet = (
         "--metrics.extractor",
         "none",
@@ -43,10 +32,9 @@ def losses(place: Path, options: tuple[str, ...]) -> dict[str, list[float]]:
         "[digit4]",
     )
     where = ("--data.root", str(place / "shards"), "--store", str(place / "store"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CompartmentalizedDiffusion, "training_step", noting)
+    with noted_losses("cpu") as seen:
         assert main(["fit", "--config", "digits_shards.yaml", "--config", "debug.yaml", *where, *options, *quiet]) == 0
-    return {source: values[::5] for source, values in seen.items()}
+    return {source: [round(loss, 6) for loss in steps[::5]] for source, steps in seen.items()}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
