@@ -47,7 +47,8 @@ class Fitted:
 
 
 PAPER = ("--model.strategy", "posterior")
-TOKEN_RATE = ("--model.prompt_learning_rate", "1e-2")  # of tokens on the U-Net: the best of 2e-3, 5e-3, 1e-2, 3e-2, 0.1
+TOKEN_RATE = ("--model.prompt_learning_rate", "1e-2")  # of tokens on the U-Net: the best of these and TOKEN_RATES
+TOKEN_RATES = ("2e-3", "5e-3", "3e-2", "1e-1")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # three times as many
@@ -91,6 +92,10 @@ STORES = {
     "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("unet", "union", "tokens", TOKEN_RATE, clusters=UNION),
     "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40", *TOKEN_RATE), clusters=UNION),
+    **{
+        f"mono-tokens-{rate}": Fitted("unet", "union", "tokens", ("--model.prompt_learning_rate", rate), clusters=UNION)
+        for rate in TOKEN_RATES
+    },
     # other kinds of compartment, and numbers of owners
     "ours-tokens": Fitted("guided", "classes", "tokens"),
     "ours-lora": Fitted("guided", "classes", "lora"),

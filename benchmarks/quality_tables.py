@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.quality_stores import TOKEN_RATES
+
 MANY = ("--n", "1000", "--batch_size", "64")
 SLOW = ("--n", "1000", "--batch_size", "128")
 NO_JUDGE = ("--judge_images", "0")  # proportions are those of the same samples in the first table
@@ -166,6 +168,14 @@ TABLES = {
         "inception",
         (*MANY, *NO_JUDGE),
     ),
+    "five, token rates": Table(
+        "mono-tokens",
+        ("routed",),
+        {rate: f"mono-tokens-{rate}" for rate in TOKEN_RATES},
+        "routed",
+        "five-token-rates",
+        options=SLOW,
+    ),
     "fifty": Table(
         "fifty",
         ("closed_form", "routed", "assign", "draft"),
@@ -232,6 +242,6 @@ TABLES = {
 }
 SECOND = (  # take longer than the rest may together
     *("five, U-Net", "five, U-Net, FID", "five, U-Net, seed 1", "eight, U-Net", "eight, other ways", "five, more"),
-    "fifty",
+    *("five, token rates", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
