@@ -48,7 +48,7 @@ class Fitted:
 
 PAPER = ("--model.strategy", "posterior")
 TOKEN_RATE = ("--model.prompt_learning_rate", "1e-2")  # of tokens on the U-Net: the best of these and TOKEN_RATES
-TOKEN_RATES = ("2e-3", "5e-3", "3e-2", "1e-1")
+TOKEN_RATES = ("2e-3", "5e-3", "3e-2", "0.1")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
 LONG = ("--trainer.max_steps", "375")  # three times as many
