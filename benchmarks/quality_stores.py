@@ -90,6 +90,9 @@ STORES = {
     "guided-unet": Fitted("guided-unet", "classes"),
     "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
     "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
+    "long-unet": Fitted("guided-unet-long", "classes"),
+    "long-unet-full": Fitted("guided-unet-long", "classes", "full", FULL_RATE),
+    "long-unet-mono-full": Fitted("guided-unet-long", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("unet", "union", "tokens", TOKEN_RATE, clusters=UNION),
     "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40", *TOKEN_RATE), clusters=UNION),
     **{
@@ -125,6 +128,8 @@ STORES = {
     "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
     "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
+    "parts-long-unet": Fitted("guided-unet-long", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
+    "parts-long-unet-mono": Fitted("guided-unet-long", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
