@@ -13,6 +13,7 @@ from cdm_lightning.seeding import generator, normal
 
 DRAWS = 16
 BINS = 15
+ROUNDING = 1e-6  # of a cross-entropy, in nats
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 IMAGES, IMAGES_OF_ALL = 64, 120
 IMAGES_PER_LEVEL = 12
@@ -81,9 +82,21 @@ def calibration_error(weights: Sequence[Tensor]) -> float:
     return float(gaps.abs().sum() / len(confidence))
 
 
-def is_informative(loss: float, sources: int) -> bool:
-    """Return whether a held-out cross-entropy is below that of knowing nothing, ln N."""
-    return loss < math.log(sources)
+def knowing_nothing(prior: Tensor, images: Sequence[int]) -> float:
+    """Return the cross-entropy in nats of weights that do not look at an image: equal ones, or the prior if it is less.
+
+    Args:
+        prior: lambda [source].
+        images: how many of each true source are credited.
+    """
+    count = torch.tensor(images, dtype=torch.float64)
+    by_prior = float(-(count @ prior.double().log().cpu()) / count.sum())
+    return min(math.log(len(images)), by_prior)
+
+
+def is_informative(loss: float, nothing: float) -> bool:
+    """Return whether a held-out cross-entropy is below that of knowing nothing, by more than rounding."""
+    return loss < nothing - ROUNDING
 
 
 @dataclass(frozen=True)
@@ -124,10 +137,11 @@ class Judgement:
         accuracy_by_source: the same on the images of each true source.
         mean_credit: weight of the true source, on average.
         cross_entropy: of the true source, in nats.
+        knowing_nothing: the cross-entropy of weights that do not look at the image.
         calibration_error: of the largest weight.
         bins: what the calibration error is made of.
         images: of each true source.
-        informative: whether the weights say more than knowing nothing would.
+        informative: whether the weights say more than knowing nothing of the image would.
     """
 
     matrix: Tensor
@@ -135,6 +149,7 @@ class Judgement:
     accuracy_by_source: list[float]
     mean_credit: float
     cross_entropy: float
+    knowing_nothing: float
     calibration_error: float
     bins: list[Bin]
     images: list[int]
@@ -142,23 +157,25 @@ class Judgement:
 
     def scalars(self) -> dict[str, float]:
         """Return the numbers by name."""
-        names = ("accuracy", "mean_credit", "cross_entropy", "calibration_error")
+        names = ("accuracy", "mean_credit", "cross_entropy", "knowing_nothing", "calibration_error")
         return {name: getattr(self, name) for name in names} | {"informative": float(self.informative)}
 
 
-def judge(weights: Sequence[Tensor]) -> Judgement:
-    """Judge `weights`, one [source, batch] per true source, in the order of the sources."""
-    loss = cross_entropy(weights)
+def judge(weights: Sequence[Tensor], prior: Tensor) -> Judgement:
+    """Judge `weights`, one [source, batch] per true source, in the order of the sources, as `prior` [source] is."""
+    loss, images = cross_entropy(weights), [weight.shape[1] for weight in weights]
+    nothing = knowing_nothing(prior, images)
     return Judgement(
         attribution_matrix(weights),
         accuracy(weights),
         accuracy_by_source(weights),
         mean_credit(weights),
         loss,
+        nothing,
         calibration_error(weights),
         reliability(weights),
-        [weight.shape[1] for weight in weights],
-        is_informative(loss, len(weights)),
+        images,
+        is_informative(loss, nothing),
     )
 
 
@@ -196,7 +213,7 @@ def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[
     with torch.inference_mode():
         credits = _by_source(credits_of(composed, torch.cat(images), floor), images)
         by_sigma = [_by_source(weights_at(composed, torch.cat(few), sigma), few) for sigma in SIGMAS]
-    return HeldOutCredits(judge(credits), [judge(weights) for weights in by_sigma])
+    return HeldOutCredits(judge(credits, composed.prior), [judge(weights, composed.prior) for weights in by_sigma])
 
 
 def _by_source(weights: Tensor, images: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,6 +1,5 @@
 """What `attribute` says of each image: as JSON, as the lines of a CSV file, and as text."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +100,6 @@ def _settings(report: dict[str, Any]) -> str:
 def _trust(report: dict[str, Any]) -> str:
     if report["informative"] is None:
         return "informative: not known, for want of held-out images of every source (--root DIR)"
-    nats, most = report["heldout"]["cross_entropy"], math.log(len(report["sources"]))
+    nats, most = report["heldout"]["cross_entropy"], report["heldout"]["knowing_nothing"]
     verdict = "informative" if report["informative"] else "not informative: do not rely on these credits"
     return f"held-out images: {nats:.3f} nats, knowing nothing is {most:.3f}; {verdict}"

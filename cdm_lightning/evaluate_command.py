@@ -113,7 +113,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     """
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
-    sources = chosen_sources(config)
+    sources = sorted(chosen_sources(config))  # draws of a source, and the judge's numbers in kept rows, go by the order
     check_against(config)
     names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
     classifier = kept / CLASSIFIER_FILE
@@ -219,7 +219,8 @@ def proportions_alone(
     """Return the proportions of sources by row, corrected by what the judge calls samples of each source alone.
 
     Such samples are those of the row `assign`. It is fair to rows of the same compartments alone: only their samples
-    are, if the strategy is right, samples of the same sources, mixed.
+    are, if the strategy is right, samples of the same sources, mixed. What the judge calls a source that `assign` never
+    drew is not known; then there are none.
     """
     if ASSIGN not in models or rows[ASSIGN]["named"] is None:
         return {}
@@ -227,6 +228,8 @@ def proportions_alone(
     sources = list(prior)
     true = torch.tensor([sources.index(source) for source in opened.drawn(settings.n, settings.seed)])
     confusion = confusion_of(true, torch.tensor(rows[ASSIGN]["named"]), len(sources))
+    if not bool(confusion.sum(1).all()):
+        return {}
     same = [name for name, (one, _) in models.items() if name != ASSIGN and contender.same_compartments(one)]
     return {
         name: asdict(proportions(torch.tensor(rows[name]["named"]), confusion, prior))

@@ -1,6 +1,5 @@
 """The page of `report`: one HTML file without scripts, with its pictures inside, to read, print and keep."""
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -156,7 +155,7 @@ def _informative(found: HeldOutCredits) -> str:
     said = "The credits say more than nothing" if credits.informative else "The credits say NO more than nothing"
     return (
         f"{said}: of held-out images, whose owner is known, {credits.accuracy:.1%} are credited most to their own "
-        f"({credits.cross_entropy:.3f} nats; knowing nothing is {math.log(len(credits.images)):.3f})."
+        f"({credits.cross_entropy:.3f} nats; knowing nothing is {credits.knowing_nothing:.3f})."
     )
 
 

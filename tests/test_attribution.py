@@ -15,6 +15,7 @@ from cdm_lightning.attribution import (
     credits_of,
     cross_entropy,
     is_informative,
+    judge,
     mean_credit,
     reliability,
     weights_at,
@@ -111,9 +112,22 @@ def test_cross_entropy_limits() -> None:
 
 
 def test_credits_are_informative_if_better_than_knowing_nothing() -> None:
-    assert is_informative(math.log(5) - 1e-6, 5)
-    assert not is_informative(math.log(5), 5)
-    assert not is_informative(math.nan, 5)
+    assert is_informative(math.log(5) - 1e-5, math.log(5))
+    assert not is_informative(math.log(5), math.log(5))
+    assert not is_informative(math.nan, math.log(5))
+
+
+@pytest.mark.parametrize("images", [(60, 6), (6, 6), (6, 60)])
+@pytest.mark.parametrize("shares", [(10 / 11, 1 / 11), (0.5, 0.5)])
+def test_weights_that_are_the_prior_whatever_the_image_are_not_informative(
+    images: tuple[int, int], shares: tuple[float, float]
+) -> None:
+    """The larger a source is, the more of its images are held out: then the prior alone is better than ln N."""
+    prior = torch.tensor(shares)
+    judged = judge([prior[:, None].expand(2, n) for n in images], prior)
+    assert not judged.informative
+    assert judged.knowing_nothing == pytest.approx(min(math.log(2), judged.cross_entropy), abs=1e-6)
+    assert judge([torch.eye(2)[:, [true] * n] for true, n in enumerate(images)], prior).informative
 
 
 HAND = [torch.tensor([[0.9, 0.4], [0.1, 0.6]]), torch.tensor([[0.7, 0.2, 0.3], [0.3, 0.8, 0.7]])]

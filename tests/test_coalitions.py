@@ -177,6 +177,15 @@ def test_posteriors_by_closed_forms_are_bayes_rule() -> None:
     assert [sigma for sigma, _ in along.trajectory][::3] == [80.0, 0.002]
 
 
+def test_an_endless_switch_is_credited_as_one_at_the_highest_noise_that_is_trained_on() -> None:
+    """Above it there is no network to ask."""
+    x_0, settings = images(), CreditSettings("network", draws=2)
+    with torch.inference_mode():
+        endless, highest = (credit(opened(switch), x_0, settings) for switch in (math.inf, SIGMA_MAX))
+    assert bool(endless.shares.isfinite().all())
+    torch.testing.assert_close(endless.shares, highest.shares, rtol=0, atol=0)
+
+
 def test_the_interval_of_the_network_is_the_jackknife_over_draws() -> None:
     x_0, model = images(), opened(0.1)
     found = credit(model, x_0, CreditSettings("network", draws=5))

@@ -15,7 +15,7 @@ from cdm_lightning.cli import main
 from cdm_lightning.comparison_table import cost as cost_table
 from cdm_lightning.comparison_table import interval, proportions, quality, terminal
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.contenders import Contender
+from cdm_lightning.contenders import Contender, Opened
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import images_of_batches, sampled_images
@@ -245,6 +245,27 @@ def test_the_store_gets_nothing_but_a_note_of_the_output(store: Path, tmp_path: 
     assert {name: data for name, data in after.items() if name != noted} == {
         name: data for name, data in before.items() if name != noted
     }
+
+
+def test_the_order_in_which_sources_are_named_does_not_matter(store: Path, tmp_path: Path) -> None:
+    """Kept rows have draws of sources and numbers of sources in them."""
+    options, sources = ("--strategies", "assign", "posterior"), Store.open(store).sources()
+    orders = [("--sources", f"[{', '.join(order)}]") for order in (sources, sources[::-1])]
+    evaluate(store, tmp_path / "kept", *options, *orders[0])
+    kept, anew = (evaluate(store, tmp_path / out, *options, *orders[1]) for out in ("kept", "anew"))
+    for name, row in anew.items():
+        assert {key: kept[name][key] for key in (*MEASURED, "proportions_alone")} == {
+            key: row[key] for key in (*MEASURED, "proportions_alone")
+        }
+
+
+def test_a_source_that_was_never_drawn_leaves_the_others_unjudged_by_samples_alone(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Opened, "drawn", lambda opened, n, seed: list(opened.compartments)[:1] * n)
+    rows = evaluate(store, tmp_path, "--strategies", "assign", "posterior")
+    assert rows["posterior"]["proportions_alone"] is None
+    assert rows["posterior"]["proportions"] is not None
 
 
 def test_one_source_has_no_proportions(store: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_numbers_are_those_that_the_fit_logged(fitted: Path, tmp_path: Path, mon
     logged = {"composed": scores["composed"], "newest_source": scores["digit2"]}
     logged["attribution"] = {name: value for name, value in attribution.items() if name not in unlogged}
     assert len(logged["composed"]) == len(logged["newest_source"]) == 5
-    assert len(logged["attribution"]) == 5
+    assert len(logged["attribution"]) == 6
     for group, values in logged.items():
         for name, value in values.items():
             last = events.Scalars(f"{group}/{name}")[-1]
