@@ -90,9 +90,6 @@ STORES = {
     "guided-unet": Fitted("guided-unet", "classes"),
     "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
     "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
-    "long-unet": Fitted("guided-unet-long", "classes"),
-    "long-unet-full": Fitted("guided-unet-long", "classes", "full", FULL_RATE),
-    "long-unet-mono-full": Fitted("guided-unet-long", "union", "full", FULL_RATE, clusters=UNION),
     "mono-tokens": Fitted("unet", "union", "tokens", TOKEN_RATE, clusters=UNION),
     "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40", *TOKEN_RATE), clusters=UNION),
     **{

@@ -168,13 +168,6 @@ TABLES = {
         "inception",
         (*MANY, *NO_JUDGE),
     ),
-    "five, long U-Net": Table(
-        "long-unet-full",
-        ("routed",),
-        {"untrained": "long-unet", "mono-full": "long-unet-mono-full"},
-        "mono-full",
-        "five-long-unet",
-    ),
     "eight, long U-Net": Table(
         "parts-long-unet",
         ("draft",),
@@ -257,6 +250,6 @@ TABLES = {
 }
 SECOND = (  # take longer than the rest may together
     *("five, U-Net", "five, U-Net, FID", "five, U-Net, seed 1", "eight, U-Net", "eight, other ways", "five, more"),
-    *("five, long U-Net", "eight, long U-Net", "five, token rates", "fifty"),
+    *("eight, long U-Net", "five, token rates", "fifty"),
     *("uvit", "uvit, more", "uvit, FID", "eight, uvit"),
 )
