@@ -145,7 +145,7 @@ def _loaded(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 it is a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--policy {path} cannot be read ({error}): expected a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a day that there is not, such as 2027-02-30, is a ValueError
         raise BadInput(f"--policy {path} is no policy: {' '.join(str(error).split())}") from error
 
 

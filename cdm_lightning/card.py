@@ -1,14 +1,15 @@
 """The card of a compartment: what it was fitted on and how; for machines card.json, for people README.md."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from cdm_lightning.errors import StoreError
-from cdm_lightning.tensor_files import JsonScalar, checked_fields, json_text, read_object
+from cdm_lightning.tensor_files import FIT_AGAIN, JsonScalar, checked_fields, json_text, read_object
 
+SCALARS = (str, int, float, bool, type(None))
 ENVIRONMENT = ("torch_version", "cpu_capability", "threads")  # on a card, but no reason to fit again
 
 
@@ -96,9 +97,44 @@ class Card:
         """Read a card.json.
 
         Raises:
-            StoreError: the file is missing or no JSON object, or a key is missing or unknown.
+            StoreError: the file is missing or no JSON object, a key is missing or unknown, or a value is impossible.
         """
-        return cls(**checked_fields(read_object(path), cls, path))
+        card = cls(**checked_fields(read_object(path), cls, path))
+        for name, expected in card._faults():
+            raise StoreError(
+                f"{path} is damaged: its {name} is {getattr(card, name)!r}, expected {expected}: {FIT_AGAIN}"
+            )
+        return card
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of every value that no fit writes, and what was expected."""
+        for name in ("source", "data_sha256", "compartment", "backbone_sha256", "torch_version", "cpu_capability"):
+            if not isinstance(getattr(self, name), str):
+                yield name, "a text"
+        for name, least in (("n", 1), ("seed", 0), ("steps", 0), ("prompt_parameters", 0), ("threads", 1)):
+            if not _is_count(getattr(self, name), least):
+                yield name, f"a whole number of at least {least}"
+        if not isinstance(self.class_counts, dict) or not all(_is_count(n, 0) for n in self.class_counts.values()):
+            yield "class_counts", "a number of images for each class"
+        if not isinstance(self.settings, dict) or not all(isinstance(one, SCALARS) for one in self.settings.values()):
+            yield "settings", "a mapping of names to texts and numbers"
+        elif len({"spent_epsilon", "delta"} & set(self.settings)) == 1:
+            yield "settings", "spent_epsilon and delta, or neither"
+        if not _are_numbers(self.image_shape, 3, int):
+            yield "image_shape", "channel, height and width"
+        if self.sigma_range is not None and not _are_numbers(self.sigma_range, 2, float):
+            yield "sigma_range", "the least and the largest noise level, or null"
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_numbers(values: object, many: int, kind: type[int] | type[float]) -> bool:
+    """Return whether these are so many finite positive numbers of a kind."""
+    if not isinstance(values, tuple) or len(values) != many:
+        return False
+    return all(isinstance(one, kind) and not isinstance(one, bool) and 0 < one < math.inf for one in values)
 
 
 def model_card(card: Card) -> str:

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cdm_lightning.card import Card
+from cdm_lightning.card import Card, model_card
 from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
-from cdm_lightning.store import COMPARTMENT_FILES, Store, check_name, read_folder
+from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_name, read_folder
 
 Taken = Literal["added", "replaced", "up to date"]
 ROUNDING = 1e-3  # of what must be one, in float32
@@ -27,10 +27,14 @@ def export_backbone(store: Store, out: Path) -> Store:
     """Write a store with the same backbone, and all else that was fitted on `public`, and no compartment.
 
     Raises:
-        StoreError: there is another store at `out`.
+        StoreError: there is another store at `out`, or one that owners have fitted into.
     """
     if Store(out).has_backbone() and Store.open(out).info != store.info:
         raise StoreError(f"{out} holds a store with another backbone: choose another folder")
+    if Store(out).has_backbone() and (Store(out).sources() or Store(out).runs.exists()):
+        raise StoreError(
+            f"{out} holds compartments or logs of owners, so it is not to be given away: choose another folder"
+        )
     tensors, metadata = store.read_backbone()
     info, exported = store.info, Store.create(out)
     if not exported.has_backbone():
@@ -63,7 +67,7 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     check_name(card.source)
     backbone, public = unpack_backbone(*store.read_backbone())
     try:
-        fault = next(_faults(card, tensors, public, store), None)
+        fault = next(_faults(card, files, tensors, public, store), None)
         if fault is None:
             unpack_compartment(tensors, card, backbone, public)
     except (KeyError, IndexError, ValueError, RuntimeError, StopIteration, TypeError) as error:
@@ -103,7 +107,12 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
-def _faults(card: Card, tensors: Mapping[str, Tensor], public: Public, store: Store) -> Iterator[str]:
+def _faults(
+    card: Card, files: Mapping[str, bytes], tensors: Mapping[str, Tensor], public: Public, store: Store
+) -> Iterator[str]:
+    for name, text in ((CARD, card.to_json()), (README, model_card(card))):
+        if files[name] != text.encode():
+            yield f"its {name} is not as a fit writes it"
     if card.image_shape != store.info.image_shape:
         yield f"its images have the shape {card.image_shape}, here {store.info.image_shape}"
     if card.n < 1 or (card.epsilon is None and sum(card.class_counts.values()) != card.n):

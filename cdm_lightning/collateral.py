@@ -158,7 +158,7 @@ def source_change(before: Store, after: Store, source: str, old: Tensor, new: Te
     """Return what became of one source, given its samples [image, channel, height, width] before and now."""
     hashes = [file_sha256(store.folder(source) / COMPARTMENT) for store in (before, after)]
     difference = grey_difference(old, new)
-    fitted_again = forgotten_since(before, after, source)
+    fitted_again = hashes[0] != hashes[1] and forgotten_since(before, after, source)
     return SourceChange(source, hashes[0] == hashes[1], fitted_again, _largest(difference), _rms(difference))
 
 

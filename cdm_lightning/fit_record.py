@@ -27,9 +27,12 @@ class FitRecord:
     strategy: Strategy | None = None
 
 
-def fit_record(store: Store) -> FitRecord:
-    """Return what the first configuration in the store's runs that names a folder of shards says; nothing, if none."""
-    for folder in RECORDS:
+def fit_record(store: Store, source: str | None = None) -> FitRecord:
+    """Return what the first configuration in the store's runs that names a folder of shards says; nothing, if none.
+
+    That of a source's own fit comes first, where one is named.
+    """
+    for folder in (*([f"sources/{source}"] if source else []), *RECORDS):
         config = _mapping(store.runs / folder / "config.yaml")
         data, model = _inner(config, "data"), _inner(config, "model")
         if root := _text(data.get("root")):

@@ -53,7 +53,7 @@ def forget(config: Any) -> dict[str, Any]:
             f"'{config.source}', delete the folder of its shards"
         )
     store = Store.open(Path(config.store))
-    recorded = fit_record(store).root if config.root is None else config.root
+    recorded = fit_record(store, config.source).root if config.root is None else config.root
     root = None if recorded is None else Path(recorded)
     forgotten = forget_source(store, config.source, config.dry_run)
     if not config.dry_run:

@@ -14,7 +14,7 @@ from cdm_lightning.claim import claimed
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
 from cdm_lightning.run_sources import composed_lock, drop_source, files_of
-from cdm_lightning.store import EXCLUSIONS, LEDGER, Store, check_name
+from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
 CONTINUAL_RUN = "continual"
@@ -38,7 +38,7 @@ class Forgotten:
         source: its name.
         removed: the files that were removed.
         compartment_sha256: of the compartment's tensors; None if there was no compartment.
-        others_sha256: of the tensors of the compartments that stay, by source.
+        others_sha256: of the tensors of the compartments that stay, by source; without those that are damaged.
         backbone_sha256: of the backbone, which stays.
         outputs: what commands wrote elsewhere with this source, and is still there; not removed.
     """
@@ -69,7 +69,8 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
     check_name(source)
     if not _known(store, source):
         raise UnknownSource(source, store.sources(), f"the store {store.path}")
-    sha256 = store.compartments_sha256()
+    tensors = {one: store.folder(one) / COMPARTMENT for one in store.sources()}
+    sha256 = {one: file_sha256(path) for one, path in tensors.items() if path.is_file()}
     forgotten = Forgotten(
         source,
         [

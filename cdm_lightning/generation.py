@@ -65,8 +65,17 @@ class Settings:
             raise BadInput(f"--guidance {self.guidance:g} draws images towards a class: name it with --label")
         if self.sigma_switch is not None and not float(self.sigma_switch) > SIGMA_MIN:
             raise BadInput(f"--sigma_switch is {self.sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise BadInput(f"--device is {self.device}, but there is no CUDA device here; use cpu")
+        check_device(self.device)
+
+
+def check_device(name: str) -> None:
+    """Raise BadInput unless this is a device that is there."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise BadInput(f"--device is {name}; expected cpu, or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"--device is {name}, but there is no CUDA device here; use cpu")
 
 
 @dataclass(frozen=True)

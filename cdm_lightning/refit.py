@@ -1,5 +1,6 @@
 """A source fitted again, as its saved configuration says."""
 
+import json
 from pathlib import Path
 
 from cdm_lightning.errors import BadInput
@@ -17,7 +18,7 @@ def recipe_of(config_file: Path, store: Path, source: str, root: str, *options: 
     """
     if not config_file.is_file():
         raise BadInput(f"{config_file} is missing, so nobody knows how '{source}' was fitted: fit it with a --config")
-    where = ["--store", str(store), "--data.root", root, "--data.sources", f"[{source}]"]
+    where = ["--store", str(store), "--data.root", root, "--data.sources", json.dumps([source])]
     parser = fit_parser()
     return ConfiguredRecipe(parser, parser.parse_args(["--config", str(config_file), *where, *options]))
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from cdm_lightning.errors import StoreError
-from cdm_lightning.tensor_files import json_text, read_object, write_atomic
+from cdm_lightning.tensor_files import file_sha256, json_text, read_object, write_atomic
 
 SOURCES = "sources.json"
 NEXT = ""  # stands for the files that were written since the list was
+HASHES = "/"  # no file can be called so: the sha256 of every file when the list was written
 
 
 def composed_lock(runs: Path) -> Path:
@@ -24,8 +26,7 @@ def note_sources(folder: Path, sources: Iterable[str]) -> None:
         StoreError: what was noted before is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = _known(folder, _noted(folder))
-    write_atomic(folder / SOURCES, json_text(known | {NEXT: sorted(sources)}).encode())
+    _write(folder, _known(folder, _noted(folder)), sorted(sources))
 
 
 def files_of(folder: Path, source: str) -> list[Path]:
@@ -45,21 +46,28 @@ def drop_source(folder: Path, source: str) -> None:
         (folder / SOURCES).unlink(missing_ok=True)
         return
     noted = _noted(folder)
-    known = _known(folder, noted) | {NEXT: [name for name in noted.get(NEXT, []) if name != source]}
-    write_atomic(folder / SOURCES, json_text(known).encode())
+    _write(folder, _known(folder, noted), [name for name in noted.get(NEXT, []) if name != source])
 
 
-def _known(folder: Path, noted: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the sources of every file that is there: those that were noted, and those of what was written since."""
-    written = (folder / SOURCES).stat().st_mtime_ns if (folder / SOURCES).exists() else 0
-    known = {}
+def _write(folder: Path, known: dict[str, list[str]], following: list[str]) -> None:
+    """Note the sources of every file that is there, and of those that will be written from now on."""
+    hashes = {name: file_sha256(folder / name) for name in known}
+    write_atomic(folder / SOURCES, json_text(known | {NEXT: following, HASHES: hashes}).encode())
+
+
+def _known(folder: Path, noted: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the sources of every file that is there: those that were noted, and those of what was written since.
+
+    Written since is what has other bytes; times of files do not survive a copy of the store.
+    """
+    hashes, known = noted.get(HASHES, {}), {}
     for name in _names(folder):
-        since = name not in noted or (folder / name).stat().st_mtime_ns >= written
+        since = hashes.get(name) != file_sha256(folder / name)
         known[name] = sorted({*noted.get(name, []), *(noted.get(NEXT, []) if since else [])})
     return known
 
 
-def _noted(folder: Path) -> dict[str, list[str]]:
+def _noted(folder: Path) -> dict[str, Any]:
     return read_object(folder / SOURCES) if (folder / SOURCES).exists() else {}
 
 

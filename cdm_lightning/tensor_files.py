@@ -123,7 +123,13 @@ def checked_fields(values: dict[str, Any], kind: type[Any], path: Path) -> dict[
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hex."""
+    """Return the sha256 of a file's bytes in hex.
+
+    Raises:
+        StoreError: it is missing.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path} is missing: {FIT_AGAIN}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

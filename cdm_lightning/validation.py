@@ -1,13 +1,14 @@
 """Validation of the composed model of all finished sources, after each of them."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.compartment import Compartment
-from cdm_lightning.errors import ShardError, StoreError
+from cdm_lightning.errors import ShardError, StoreError, UnknownSource
 from cdm_lightning.ledger import locked
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
@@ -31,14 +32,15 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
 
 
 def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
-    note_sources(store.runs / "composed", store.sources())
+    sources = store.sources()
+    note_sources(store.runs / "composed", sources)
     recipe.save_config(phase, store.runs / "composed")
     if not recipe.watched:
         return
     module, data = recipe.module(), recipe.data()
     backbone, public = unpack_backbone(*store.read_backbone())
     module.backbone.load_state_dict(backbone.state_dict())
-    compartments = finished_compartments(store, module.backbone, public)
+    compartments = finished_compartments(store, sources, module.backbone, public)
     open_to_all = [source for source in compartments if store.read_card(source).epsilon is None]
     if compartments and not open_to_all:
         log.info("%s: every source is private, so nothing is measured on their held-out images", phase.title)
@@ -50,13 +52,18 @@ def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
         trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
-def finished_compartments(store: Store, backbone: Backbone, public: Public) -> dict[str, Compartment]:
-    """Return the compartments of the store by source; a damaged one is left out, and told."""
+def finished_compartments(
+    store: Store, sources: Sequence[str], backbone: Backbone, public: Public
+) -> dict[str, Compartment]:
+    """Return the compartments of these sources of the store; one that is damaged, or gone since, is left out, and told.
+
+    Others that came since are not looked at: the sources are those that were noted (see `note_sources`).
+    """
     compartments = {}
-    for source in store.sources():
+    for source in sources:
         try:
             compartments[source] = unpack_compartment(*store.read_compartment(source), backbone, public)
-        except StoreError as error:
+        except (StoreError, UnknownSource) as error:
             log.warning("validation without source %s: %s", source, error)
     return compartments
 

@@ -67,9 +67,10 @@ def comparison(store: Store, other: Store, source: str) -> Iterator[Check]:
 
 def compared(store: Store, other: Store, source: str) -> Check:
     """Return whether a remaining compartment is that of the other store."""
-    if all(
-        (store.folder(source) / name).read_bytes() == _bytes(other.folder(source) / name) for name in COMPARTMENT_FILES
-    ):
+    files = [[_bytes(one.folder(source) / name) for name in COMPARTMENT_FILES] for one in (store, other)]
+    if None in files[0]:
+        return Check(False, f"{source}: a file of its compartment is missing")
+    if files[0] == files[1]:
         return Check(True, f"{source}: the same bytes")
     mine, theirs = store.read_card(source), other.read_card(source)
     elsewhere = [name for name in ENVIRONMENT if getattr(mine, name) != getattr(theirs, name)]

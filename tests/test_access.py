@@ -91,6 +91,11 @@ def test_a_wrong_max_epsilon_is_refused(value: Any, tmp_path: Path) -> None:
         read(POLICY | {"max_epsilon": value}, tmp_path)
 
 
+def test_a_day_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="policy.yaml is no policy: day"):
+        read("users: {alice: {allow: all, expires: 2027-02-30}}", tmp_path)
+
+
 def test_what_an_expired_entry_denies_stays_denied(tmp_path: Path) -> None:
     entry = {"users": {"u": {"allow": "all", "roles": ["old"]}}, "roles": {"old": {"deny": ["cat"], "expires": DAY}}}
     assert read(entry, tmp_path).granted("u", DAY + timedelta(1)) == ["cow", "dog", "horse"]

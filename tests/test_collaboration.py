@@ -1,6 +1,7 @@
 """`store export` and `store add`. Oracles: bytes of a fit in the central store, damage that must be named."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,6 +161,21 @@ def test_a_compartment_that_cannot_be_one_is_refused(
         (lambda folder: _link(folder / "README.md"), "is no compartment: expected a folder with"),
         (lambda folder: (folder / "compartment.safetensors").write_bytes(b"x" * 99), "is damaged"),
         (lambda folder: _edit(folder / "card.json", "seed", 5), "do not belong together"),
+        (
+            lambda folder: _edit(folder / "card.json", "n", math.nan),
+            "its n is nan, expected a whole number of at least 1",
+        ),
+        (lambda folder: _edit(folder / "card.json", "n", 99.5), "its n is 99.5, expected a whole number"),
+        (lambda folder: _edit(folder / "card.json", "n", True), "its n is True, expected a whole number"),
+        (lambda folder: _edit(folder / "card.json", "source", 5), "its source is 5, expected a text"),
+        (lambda folder: _edit(folder / "card.json", "class_counts", {"1": -9}), "class_counts is .* images for each"),
+        (lambda folder: _edit(folder / "card.json", "class_counts", [99]), "class_counts is .* images for each class"),
+        (lambda folder: _edit(folder / "card.json", "settings", []), "its settings is .* a mapping of names"),
+        (lambda folder: _edit(folder / "card.json", "settings", {"spent_epsilon": 1.0}), "spent_epsilon and delta, or"),
+        (lambda folder: _edit(folder / "card.json", "image_shape", [1, 8]), "expected channel, height and width"),
+        (lambda folder: _edit(folder / "card.json", "sigma_range", [0.1, math.inf]), "the least and the largest"),
+        (lambda folder: _append(folder / "README.md"), "its README.md is not as a fit writes it"),
+        (lambda folder: _append(folder / "card.json"), "its card.json is not as a fit writes it"),
         (lambda folder: _edit(folder / "card.json", "backbone_sha256", "f" * 64), "fitted on another backbone"),
     ],
 )
@@ -191,6 +207,18 @@ def test_nothing_is_lost_wherever_adding_is_cut(central: Store, home: Path, tmp_
         assert faults(Store.open(cut.path)) == []
         add_compartment(cut, folder)
         assert tree(cut.path, "ledger") == tree(whole.path, "ledger")
+
+
+def _append(path: Path) -> None:
+    path.write_text(path.read_text() + "\n")
+
+
+def test_a_backbone_is_not_given_away_with_the_compartments_of_owners(home: Path) -> None:
+    """An owner has fitted into the folder that was exported before."""
+    before = tree(home)
+    with pytest.raises(BadInput, match="holds compartments or logs of owners"):
+        export_backbone(Store.open(home), home)
+    assert tree(home) == before
 
 
 def test_exporting_twice_and_onto_another_store(store: Path, tmp_path: Path) -> None:

@@ -124,6 +124,17 @@ def test_a_source_whose_samples_were_forgotten_may_differ(
     assert "each of the 2 other sources alone" in said
 
 
+def test_a_source_that_left_and_came_back_is_what_it_was(
+    before: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert forget(mine, "digit1") == 0
+    assert main(["store", "add", str(before / "compartments" / "digit1"), "--store", str(mine)]) == 0
+    capsys.readouterr()
+    row = report(before, mine, tmp_path)["alone"][1]
+    assert (row["source"], row["samples_forgotten"], row["same_bytes"], row["largest"]) == ("digit1", False, True, 0)
+    assert "each of the 3 other sources alone" in capsys.readouterr().out
+
+
 def test_differences_are_in_grey_levels_and_nan_is_one(before: Path, mine: Path) -> None:
     old, new = torch.tensor([-1.0, 0.0, 0.5]), torch.tensor([1.0, 0.0, math.nan])
     assert grey_difference(old, new).tolist() == [255, 0, math.inf]

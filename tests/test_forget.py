@@ -1,6 +1,7 @@
 """`forget --source`. Oracles: bytes of a store that never had it, a search for its name, faults at every operation."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cdm_lightning import ledger
 from cdm_lightning.cli import main
 from cdm_lightning.outputs import note_output, outputs_of
+from cdm_lightning.packing import unpack_backbone
+from cdm_lightning.refit import recipe_of
 from cdm_lightning.run_sources import SOURCES, drop_source, files_of, note_sources
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.validation import finished_compartments
 from datamodules.manifest import Manifest, read_manifest, write_manifest
 from tests.conftest import Fit
 from tests.faults import Fault, failing_at, operations_of
@@ -258,6 +263,61 @@ def test_a_file_that_is_written_again_is_of_both_runs(tmp_path: Path) -> None:
     assert files_of(tmp_path, "a") == [tmp_path / "kept", tmp_path / "log"]
     assert files_of(tmp_path, "b") == [tmp_path / "log", tmp_path / "other"]
     assert files_of(tmp_path, "c") == []
+
+
+def test_files_belong_to_the_same_sources_in_a_copy_of_the_store(tmp_path: Path) -> None:
+    """A copy may have other times: the note itself may seem to be the newest file, or the oldest."""
+    note_sources(tmp_path / "runs", ["a"])
+    (tmp_path / "runs" / "one").write_text("1")
+    note_sources(tmp_path / "runs", ["b"])
+    (tmp_path / "runs" / "two").write_text("2")
+    for place, time in (("later", 2e9), ("earlier", 0.0)):
+        copy = Path(shutil.copytree(tmp_path / "runs", tmp_path / place))
+        os.utime(copy / SOURCES, (time, time))
+        assert files_of(copy, "a") == [copy / "one"]
+        assert files_of(copy, "b") == [copy / "two"]
+
+
+@pytest.mark.parametrize("name", ["no", "on", "null", "true", "y", "e1", "digit1"])
+def test_a_source_may_be_called_like_a_word_of_yaml(name: str, mine: Path) -> None:
+    config = mine / "runs" / "sources" / "digit1" / "config.yaml"
+    assert recipe_of(config, mine, name, "elsewhere").config.data.sources == [name]
+
+
+def test_what_nobody_may_look_at_may_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Path.exists
+
+    def refuse(path: Path) -> bool:
+        if path.name == "x":
+            raise PermissionError(13, "no", str(path))
+        return there(path)
+
+    note_output(tmp_path / "runs", tmp_path / "x", ["a"])
+    assert outputs_of(tmp_path / "runs", "a") == []
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert outputs_of(tmp_path / "runs", "a") == [tmp_path / "x"]
+
+
+def test_the_composed_model_is_of_the_sources_that_were_noted(mine: Path) -> None:
+    """Others may come and go while it is opened: digit1 and digit2 came since, digit9 left."""
+    store = Store.open(mine)
+    backbone, public = unpack_backbone(*store.read_backbone())
+    assert list(finished_compartments(store, ["digit0", "digit9"], backbone, public)) == ["digit0"]
+
+
+def test_another_source_that_is_damaged_is_no_obstacle(mine: Path, tmp_path: Path) -> None:
+    (mine / "compartments" / "digit0" / "compartment.safetensors").unlink()
+    found = receipt(mine, "digit1", tmp_path)
+    assert sorted(found["others_sha256"]) == ["digit2"]
+    assert not (mine / "compartments" / "digit1").exists()
+
+
+def test_the_shards_are_those_of_the_source_s_own_fit(mine: Path, tmp_path: Path) -> None:
+    """Another source was fitted from another folder since, so the composed model's configuration names that one."""
+    config = mine / "runs" / "composed" / "config.yaml"
+    own = yaml.safe_load((mine / "runs" / "sources" / "digit1" / "config.yaml").read_text())["data"]["root"]
+    config.write_text(config.read_text().replace(own, str(tmp_path / "elsewhere")))
+    assert f"{own}/digit1" in [left["path"] for left in receipt(mine, "digit1", tmp_path)["out_of_reach"]]
 
 
 def test_outputs_are_noted_once_and_survive_a_cut_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cdm_lightning.cli import main
+from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import Settings, sample_batch
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.sampling import karras_sigmas, sample
@@ -183,3 +184,9 @@ def test_bad_input(
     assert main(["sample", "--store", str(store), "--out", str(tmp_path / "out"), *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
+def test_a_device_that_there_is_not_is_told(name: str) -> None:
+    with pytest.raises(BadInput, match=f"--device is {name}; expected cpu, or cuda"):
+        Settings(n=1, device=name)

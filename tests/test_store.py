@@ -225,6 +225,12 @@ def test_a_missing_file_is_named(store: Store) -> None:
         store.read_compartment("a")
 
 
+def test_showing_a_source_without_its_tensors_names_the_file(store: Store) -> None:
+    (store.folder("a") / "compartment.safetensors").unlink()
+    with pytest.raises(StoreError, match="compartment.safetensors is missing: restore it"):
+        store_commands.details_data(store, "a")
+
+
 def test_a_changed_backbone_is_noticed(store: Store) -> None:
     write_tensors(store.path / "backbone.safetensors", BACKBONE, {})
     with pytest.raises(StoreError, match=r"backbone\.safetensors has changed"):

@@ -106,6 +106,12 @@ def test_what_is_left_is_named(
     assert said in error
 
 
+def test_a_file_that_is_missing_is_named(mine: Path, never: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "compartments" / "digit0" / "README.md").unlink()
+    assert verify(mine, "digit1", "--against", str(never)) == 2
+    assert "NO  digit0: a file of its compartment is missing" in capsys.readouterr().err
+
+
 def test_a_store_that_had_it_is_no_measure(mine: Path, three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(mine, "digit1", "--against", str(three)) == 2
     assert f"NO  {three} has a compartment of it too" in capsys.readouterr().err
