@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Self
 
 from cdm_lightning.errors import StoreError
@@ -122,7 +123,7 @@ class Card:
             yield "settings", "spent_epsilon and delta, or neither"
         if not _are_numbers(self.image_shape, 3, int):
             yield "image_shape", "channel, height and width"
-        if self.sigma_range is not None and not _are_numbers(self.sigma_range, 2, float):
+        if self.sigma_range is not None and not _are_numbers(self.sigma_range, 2, int | float):
             yield "sigma_range", "the least and the largest noise level, or null"
 
 
@@ -130,7 +131,7 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _are_numbers(values: object, many: int, kind: type[int] | type[float]) -> bool:
+def _are_numbers(values: object, many: int, kind: type[int] | UnionType) -> bool:
     """Return whether these are so many finite positive numbers of a kind."""
     if not isinstance(values, tuple) or len(values) != many:
         return False
