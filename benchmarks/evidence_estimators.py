@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.compartments import Compartments
-from cdm_lightning.denoiser import SIGMA_MAX
 from cdm_lightning.evidence import NetworkEvidence, path_log_density
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.seeding import generator
@@ -99,12 +98,11 @@ def kernel(cast: Cast) -> dict[float, Tensor]:
 def network(cast: Cast, levels: int, pairs: int, seed: int) -> dict[float, Tensor]:
     """Return the guided networks' log densities below the switch."""
     own = cast.compartments
-    top = min(own.sigma_switch, SIGMA_MAX)
     evidence = [
-        NetworkEvidence(own[source], compartment.closed_form, top, levels, pairs, seed)
+        NetworkEvidence(own[source], compartment.closed_form, own.sigma_switch, levels, pairs, seed)
         for source, compartment in own.compartments.items()
     ]
-    below = [sigma for sigma in NETWORK_SIGMAS if sigma < top]
+    below = [sigma for sigma in NETWORK_SIGMAS if sigma < own.sigma_switch]
     return {sigma: torch.stack([one.log_density(*cast.at(sigma)) for one in evidence]) for sigma in below}
 
 

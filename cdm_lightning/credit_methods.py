@@ -125,14 +125,14 @@ def network_log_density(
     compartments: Compartments, x_0: Tensor, sigma: float, noise: list[Tensor], seed: int
 ) -> Tensor:
     """Return the networks' log p_i(x_0 + sigma * noise; sigma) [draw, source, image], see `NetworkEvidence`."""
-    rows, level, top = [], x_0.new_full((len(x_0),), sigma), min(compartments.sigma_switch, SIGMA_MAX)
+    rows, level = [], x_0.new_full((len(x_0),), sigma)
     for draw, one in enumerate(noise):
         rows.append(
             torch.stack(
                 [
-                    NetworkEvidence(compartments[source], form, top, seed=stable_hash(seed, draw)).log_density(
-                        x_0 + sigma * one, level
-                    )
+                    NetworkEvidence(
+                        compartments[source], form, compartments.sigma_switch, seed=stable_hash(seed, draw)
+                    ).log_density(x_0 + sigma * one, level)
                     for source, form in compartments.closed_forms.items()
                 ]
             )

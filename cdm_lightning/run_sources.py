@@ -26,13 +26,14 @@ def note_sources(folder: Path, sources: Iterable[str]) -> None:
         StoreError: what was noted before is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, _known(folder, _noted(folder)), sorted(sources))
+    hashes = _hashes(folder)
+    _write(folder, _known(hashes, _noted(folder)), hashes, sorted(sources))
 
 
 def files_of(folder: Path, source: str) -> list[Path]:
     """Return the files of `folder` in which a source took part, sorted; all, if nothing was noted or it is damaged."""
     try:
-        known = _known(folder, read_object(folder / SOURCES))
+        known = _known(_hashes(folder), read_object(folder / SOURCES))
     except StoreError:
         return [folder / name for name in _names(folder)]
     return [folder / name for name, sources in known.items() if source in sources]
@@ -45,26 +46,29 @@ def drop_source(folder: Path, source: str) -> None:
     if not _names(folder):
         (folder / SOURCES).unlink(missing_ok=True)
         return
-    noted = _noted(folder)
-    _write(folder, _known(folder, noted), [name for name in noted.get(NEXT, []) if name != source])
+    noted, hashes = _noted(folder), _hashes(folder)
+    _write(folder, _known(hashes, noted), hashes, [name for name in noted.get(NEXT, []) if name != source])
 
 
-def _write(folder: Path, known: dict[str, list[str]], following: list[str]) -> None:
-    """Note the sources of every file that is there, and of those that will be written from now on."""
-    hashes = {name: file_sha256(folder / name) for name in known}
+def _write(folder: Path, known: dict[str, list[str]], hashes: dict[str, str], following: list[str]) -> None:
+    """Note the sources and the sha256 of every file that is there, and the sources of what will be written."""
     write_atomic(folder / SOURCES, json_text(known | {NEXT: following, HASHES: hashes}).encode())
 
 
-def _known(folder: Path, noted: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the sources of every file that is there: those that were noted, and those of what was written since.
+def _known(hashes: dict[str, str], noted: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the sources of every file of these hashes: those that were noted, and those of what was written since.
 
     Written since is what has other bytes; times of files do not survive a copy of the store.
     """
-    hashes, known = noted.get(HASHES, {}), {}
-    for name in _names(folder):
-        since = hashes.get(name) != file_sha256(folder / name)
+    before, known = noted.get(HASHES, {}), {}
+    for name, sha256 in hashes.items():
+        since = before.get(name) != sha256
         known[name] = sorted({*noted.get(name, []), *(noted.get(NEXT, []) if since else [])})
     return known
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: file_sha256(folder / name) for name in _names(folder)}
 
 
 def _noted(folder: Path) -> dict[str, Any]:

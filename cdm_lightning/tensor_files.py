@@ -128,8 +128,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         StoreError: it is missing.
     """
-    if not path.is_file():
-        raise StoreError(f"{path} is missing: {FIT_AGAIN}")
+    _check_there(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -140,9 +139,14 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         StoreError: it is missing.
     """
+    _check_there(path)
+    return path.read_bytes()
+
+
+def _check_there(path: Path) -> None:
+    """Raise StoreError if a file is missing."""
     if not path.is_file():
         raise StoreError(f"{path} is missing: {FIT_AGAIN}")
-    return path.read_bytes()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdm_lightning.denoiser import per_image, score
+from cdm_lightning.denoiser import SIGMA_MAX, per_image, score
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.seeding import generator
 
@@ -39,7 +39,7 @@ class NetworkEvidence:
     Attributes:
         denoise: D(z [batch, ...], s [batch]) of the source below `top`; at and above it, it is not asked.
         closed_form: G.
-        top: the noise level of the switch.
+        switch: the noise level of the switch; inf where there is none.
         levels: of the midpoint rule.
         pairs: of draws at each level.
         seed: names the draws.
@@ -47,10 +47,15 @@ class NetworkEvidence:
 
     denoise: Callable[[Tensor, Tensor], Tensor]
     closed_form: Gaussians
-    top: float
+    switch: float
     levels: int = 8
     pairs: int = 1
     seed: int = 0
+
+    @property
+    def top(self) -> float:
+        """The noise level from which on no network is asked: at most the highest that networks are trained on."""
+        return min(self.switch, SIGMA_MAX)
 
     def log_density(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Return log p_i(x; sigma) [batch], by 2 * levels * pairs network evaluations per image below `top`."""
