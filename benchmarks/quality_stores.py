@@ -51,6 +51,7 @@ TOKEN_RATE = ("--model.prompt_learning_rate", "1e-2")  # of tokens on the U-Net:
 TOKEN_RATES = ("2e-3", "5e-3", "3e-2", "0.1")
 LABELS = ("--model.class_labels", "true")
 FULL_RATE = ("--model.prompt_learning_rate", "1e-3")
+UNET_RATE = ("--model.prompt_learning_rate", "1.5e-3")  # of a full copy
 LONG = ("--trainer.max_steps", "375")  # three times as many
 SMALL, TINY = 16, 4  # images of a batch
 MIXED = ("--data.public_mix", "0.2")
@@ -62,7 +63,10 @@ UVIT = (
 )
 PATCHES_OF_7 = ("--model.backbone.init_args.patch_size", "7")
 NO_GUIDE = ("--model.guide", "none", "--model.sigma_switch", "inf")
-UNET = ("--model.backbone", "cdm_lightning.unet.UNet", "--model.learning_rate", "1e-3")
+UNET = (
+    *("--model.backbone", "cdm_lightning.unet.UNet"),
+    *("--model.optimizer", "muon", "--model.learning_rate", "4e-3"),
+)
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
@@ -83,13 +87,13 @@ STORES = {
     "ours": Fitted("guided", "classes"),
     "ours-full": Fitted("guided", "classes", "full", FULL_RATE),
     "paper": Fitted("unet", "classes", "tokens", (*PAPER, *TOKEN_RATE)),
-    "unet-full": Fitted("unet", "classes", "full", FULL_RATE),
+    "unet-full": Fitted("unet", "classes", "full", UNET_RATE),
     "mono": Fitted("guided", "union", clusters=UNION),
     "mono-full": Fitted("guided", "union", "full", FULL_RATE, clusters=UNION),
-    "mono-unet": Fitted("unet", "union", "full", FULL_RATE, clusters=UNION),
+    "mono-unet": Fitted("unet", "union", "full", UNET_RATE, clusters=UNION),
     "guided-unet": Fitted("guided-unet", "classes"),
-    "guided-unet-full": Fitted("guided-unet", "classes", "full", FULL_RATE),
-    "guided-unet-mono-full": Fitted("guided-unet", "union", "full", FULL_RATE, clusters=UNION),
+    "guided-unet-full": Fitted("guided-unet", "classes", "full", UNET_RATE),
+    "guided-unet-mono-full": Fitted("guided-unet", "union", "full", UNET_RATE, clusters=UNION),
     "mono-tokens": Fitted("unet", "union", "tokens", TOKEN_RATE, clusters=UNION),
     "mono-tokens40": Fitted("unet", "union", "tokens", ("--model.tokens", "40", *TOKEN_RATE), clusters=UNION),
     **{
@@ -112,8 +116,8 @@ STORES = {
     # a second seed
     "ours-full-1": Fitted("guided-1", "classes", "full", FULL_RATE, seed=1),
     "mono-full-1": Fitted("guided-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
-    "guided-unet-full-1": Fitted("guided-unet-1", "classes", "full", FULL_RATE, seed=1),
-    "guided-unet-mono-full-1": Fitted("guided-unet-1", "union", "full", FULL_RATE, seed=1, clusters=UNION),
+    "guided-unet-full-1": Fitted("guided-unet-1", "classes", "full", UNET_RATE, seed=1),
+    "guided-unet-mono-full-1": Fitted("guided-unet-1", "union", "full", UNET_RATE, seed=1, clusters=UNION),
     # eight parts, averaged: a higher rate, smaller batches, longer, other kinds
     "parts-fast": Fitted("guided", "parts", "full", (*FAST, *LABELS, *AVERAGED)),
     "parts-mono-full-fast": Fitted("guided", "union", "full", (*FAST, *LABELS), clusters=PARTS),
@@ -122,12 +126,12 @@ STORES = {
     "parts-tiny": Fitted("guided", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
-    "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
-    "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED), batch=TINY),
-    "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    "parts-long-unet": Fitted("guided-unet-long", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
-    "parts-long-unet-mono": Fitted("guided-unet-long", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
-    "parts-mono-unet": Fitted("unet", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
+    "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED)),
+    "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED), batch=TINY),
+    "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
+    "parts-long-unet": Fitted("guided-unet-long", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED)),
+    "parts-long-unet-mono": Fitted("guided-unet-long", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
+    "parts-mono-unet": Fitted("unet", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),
     # fifty owners; with one Gaussian each, so fifty in all, their classes could not be told apart

@@ -11,6 +11,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.prompts import KINDS
+from cdm_lightning.prompts.copied import Copied
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.store import Store
 
@@ -132,8 +133,10 @@ def sampling_rate(recipe: Recipe, n: int) -> float:
 
 def prompt_settings(module: CompartmentalizedDiffusion) -> dict[str, Any]:
     """Return the settings of the module that change what this kind of prompt learns."""
-    settings = module.hparams
-    names = ["ema_decay", *KINDS[settings["compartment"]].settings]
+    settings, kind = module.hparams, KINDS[module.hparams["compartment"]]
+    names = ["ema_decay", *kind.settings]
+    if settings["optimizer"] != "adamw" and issubclass(kind, Copied):
+        names.append("optimizer")
     if settings["class_labels"]:
         names.append("label_dropout")
     return {name: settings[name] for name in names} | {"prompt_learning_rate": module.prompt_rate}

@@ -31,6 +31,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
+from cdm_lightning.optimizers import OptimizerName, optimizer_for
 from cdm_lightning.phase import Phase
 from cdm_lightning.private_gradient import Losses, PrivateSteps, summed_gradient
 from cdm_lightning.prompts import KINDS, NO_LABEL, Prompt, Prompts, Tokens
@@ -57,6 +58,8 @@ class CompartmentalizedDiffusion(LightningModule):
             the backbone.
         backbone_steps: training steps of the backbone; 0 takes its `weights` as they are, without a guide;
             `trainer.max_steps` counts for each source.
+        optimizer: `adamw`, or `muon` for the layers of the backbone and of a prompt that is a copy of it; see
+            `optimizer_for`.
         learning_rate: of the backbone; by default what suits its class.
         prompt_learning_rate: of a prompt; by default what suits its kind.
         tokens: prompt tokens per layer.
@@ -79,6 +82,7 @@ class CompartmentalizedDiffusion(LightningModule):
         preconditioning: PreconditioningName = "edm",
         compartment: Literal["none", "tokens", "lora", "head", "full"] = "none",
         backbone_steps: int = 2000,
+        optimizer: OptimizerName = "adamw",
         learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
         tokens: int = 8,
@@ -302,11 +306,9 @@ class CompartmentalizedDiffusion(LightningModule):
             self.ema.swap()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the one trained part; warm-up, then constant, then a linear cool-down to a twentieth."""
-        backbone = self.phase.kind == "backbone"
-        rate = self.backbone_rate if backbone else self.prompt_rate
-        parameters = self.trained.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01 if backbone else 0.0)
+        """The optimizer of the one trained part; warm-up, then constant, then a linear cool-down to a twentieth."""
+        rate = self.backbone_rate if self.phase.kind == "backbone" else self.prompt_rate
+        optimizer = optimizer_for(self.trained, self.hparams["optimizer"], rate)
         steps = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -113,6 +113,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "solvers",
         "loss",
         "schedule",
+        "optimizers",
         "store",
         "card",
         "claim",
