@@ -67,7 +67,7 @@ def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: Sourc
 
 
 def backbone_settings(module: CompartmentalizedDiffusion, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what the store notes of a backbone; it names no path, and preconditioning and optimizer only if not the usual."""
+    """Return what the store notes of a backbone; it names no path, and only what is not usual."""
     kind, settings, weights = type(module.backbone), module.hparams, module.backbone.weights
     backbone = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": module.backbone.init_args}
     if weights is not None:
