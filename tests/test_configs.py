@@ -63,7 +63,8 @@ def test_the_u_net_takes_the_place_of_any_backbone(name: str) -> None:
     assert {"image_size", "channels", "guided", "features", "width"} == sizes.keys()
     assert all(sizes[key] == expected[key] for key in ("image_size", "channels", "guided"))
     assert (sizes["features"], sizes["width"]) == ([32, 64, 96], 192)
-    assert (config.compartment, config.learning_rate, config.prompt_learning_rate) == ("full", 1e-3, 1e-3)
+    assert (config.compartment, config.optimizer) == ("full", "muon")
+    assert (config.learning_rate, config.prompt_learning_rate) == (4e-3, 1.5e-3)
 
 
 def test_the_working_folder_and_the_named_folder_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

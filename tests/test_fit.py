@@ -65,6 +65,24 @@ def test_the_number_of_clusters_is_the_sources_own(store: Path, fit: Fit, tmp_pa
     assert tree(copy / "compartments") == tree(store / "compartments"), "the default is written as if it were not there"
 
 
+def test_the_optimizer_is_noted_where_it_matters(store: Path, fit: Fit, tmp_path: Path) -> None:
+    """It is the backbone's, and that of a copy of it; tokens do not change, so they are not fitted again."""
+    muon, short = ("--model.optimizer", "muon"), ("--trainer.max_steps", "2")
+    assert fit(tmp_path / "muon", "[]", *muon) == 0
+    assert Store.open(tmp_path / "muon").read_backbone()[1]["optimizer"] == "muon"
+    assert "optimizer" not in Store.open(store).read_backbone()[1], "the usual one is written as if it were not there"
+    assert tree(tmp_path / "muon")["backbone.safetensors"] != tree(store)["backbone.safetensors"]
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    for kind, differs in (("tokens", False), ("full", True)):
+        cards, trees = [], []
+        for optimizer in ((), muon):
+            assert fit(copy, "[digit0]", "--model.compartment", kind, *short, *optimizer) == 0
+            cards.append(Store.open(copy).read_compartment("digit0")[1].settings.get("optimizer"))
+            trees.append(tree(copy / "compartments"))
+        assert cards == [None, "muon" if differs else None]
+        assert (trees[0] != trees[1]) == differs
+
+
 @pytest.mark.parametrize("broken", ["train", "Store.write_compartment"])
 def test_an_interrupted_fit_goes_on_and_ends_in_the_same_bytes(
     broken: str, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

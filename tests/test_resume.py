@@ -18,8 +18,8 @@ EVERY_3 = ("--trainer.enable_checkpointing", "true", "--checkpoint_every", "3")
 STEPS = 14
 
 
-def prompt(kind: str) -> tuple[str, ...]:
-    return ("--model.compartment", kind, "--trainer.max_steps", str(STEPS), *EVERY_3)
+def prompt(kind: str, optimizer: str = "adamw") -> tuple[str, ...]:
+    return ("--model.compartment", kind, "--model.optimizer", optimizer, "--trainer.max_steps", str(STEPS), *EVERY_3)
 
 
 def backbone(store: Path) -> bytes:
@@ -56,24 +56,28 @@ def only_backbone(store: Path, place: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "step"), [("tokens", 2), ("tokens", 3), ("tokens", 13), ("lora", 7), ("head", 5), ("full", 10)]
+    ("kind", "optimizer", "step"),
+    [
+        *(("tokens", "adamw", step) for step in (2, 3, 13)),
+        *(("lora", "adamw", 7), ("head", "adamw", 5), ("full", "adamw", 10), ("full", "muon", 11)),
+    ],
 )
 def test_a_prompt_goes_on_mid_epoch_and_ends_in_the_same_bytes(
-    kind: str, step: int, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, optimizer: str, step: int, store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, disturbed = (only_backbone(store, tmp_path / name) for name in ("undisturbed", "disturbed"))
-    assert fit(undisturbed, "[digit3]", *prompt(kind)) == 0
+    assert fit(undisturbed, "[digit3]", *prompt(kind, optimizer)) == 0
     with monkeypatch.context() as patch:
         kill_at(step, patch)
         with pytest.raises(Killed):
-            fit(disturbed, "[digit3]", *prompt(kind))
+            fit(disturbed, "[digit3]", *prompt(kind, optimizer))
     checkpoint = disturbed / "runs" / "sources" / "digit3" / CHECKPOINT
     assert checkpoint.exists() == (step >= 3)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
         assert {name.split(".")[0] for name in state} == {"prompts", "ema"}, "the frozen backbone is not in it"
     begun = kill_at(-1, monkeypatch)
-    assert fit(disturbed, "[digit3]", *prompt(kind)) == 0
+    assert fit(disturbed, "[digit3]", *prompt(kind, optimizer)) == 0
     assert begun == list(range(step // 3 * 3, STEPS)), "it goes on from the newest checkpoint"
     assert compartment(disturbed, "digit3") == compartment(undisturbed, "digit3")
     assert not checkpoint.exists(), "what is stored needs no checkpoint"
