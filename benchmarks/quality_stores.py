@@ -67,6 +67,7 @@ UNET = (
     *("--model.backbone", "cdm_lightning.unet.UNet"),
     *("--model.optimizer", "muon", "--model.learning_rate", "4e-3"),
 )
+BY_ADAMW = ("--model.optimizer", "adamw", "--model.learning_rate", "1e-3")
 BACKBONES: dict[str, Sequence[str]] = {
     "guided": (),
     "guided-1": (),
@@ -74,7 +75,7 @@ BACKBONES: dict[str, Sequence[str]] = {
     "unet": (*UNET, *NO_GUIDE),
     "guided-unet": UNET,
     "guided-unet-1": UNET,
-    "guided-unet-long": (*UNET, "--model.backbone_steps", "6000"),
+    "guided-unet-long": (*UNET, *BY_ADAMW, "--model.backbone_steps", "6000"),
 }
 # the network of another one, and the noise level up to which prompts are trained on it
 SWITCHED = {"guided-inf": ("guided", "inf"), "guided-low": ("guided", "0.3"), "uvit-inf": ("uvit", "inf")}
@@ -127,10 +128,9 @@ STORES = {
     "parts-mono-full-small": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=SMALL),
     "parts-mono-full-tiny": Fitted("guided", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS, batch=TINY),
     "parts-guided-unet": Fitted("guided-unet", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED)),
-    "parts-guided-unet-tiny": Fitted("guided-unet", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED), batch=TINY),
     "parts-guided-unet-mono": Fitted("guided-unet", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
-    "parts-long-unet": Fitted("guided-unet-long", "parts", "full", (*UNET_RATE, *LABELS, *AVERAGED)),
-    "parts-long-unet-mono": Fitted("guided-unet-long", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
+    "parts-long-unet": Fitted("guided-unet-long", "parts", "full", (*FULL_RATE, *LABELS, *AVERAGED)),
+    "parts-long-unet-mono": Fitted("guided-unet-long", "union", "full", (*FULL_RATE, *LABELS), clusters=PARTS),
     "parts-mono-unet": Fitted("unet", "union", "full", (*UNET_RATE, *LABELS), clusters=PARTS),
     "parts-lora": Fitted("guided", "parts", "lora", (*LABELS, *AVERAGED)),
     "parts-tokens": Fitted("guided", "parts", "tokens", (*LABELS, *AVERAGED)),

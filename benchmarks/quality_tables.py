@@ -98,7 +98,6 @@ TABLES = {
         "parts-guided-unet",
         ("draft",),
         {
-            "tiny": "parts-guided-unet-tiny",
             "mono-full": "parts-guided-unet-mono",
             "mono-unet@3": "parts-mono-unet",
         },
