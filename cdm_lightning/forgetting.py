@@ -71,21 +71,21 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         raise UnknownSource(source, store.sources(), f"the store {store.path}")
     tensors = {one: store.folder(one) / COMPARTMENT for one in store.sources()}
     sha256 = {one: file_sha256(path) for one, path in tensors.items() if path.is_file()}
-    forgotten = Forgotten(
-        source,
-        [
-            Trace(str(path.relative_to(store.path)), file_sha256(path), path.stat().st_size)
-            for path in traces(store, source)
-        ],
-        sha256.pop(source, None),
-        sha256,
-        store.info.backbone_sha256,
-        [str(path) for path in outputs_of(store.runs, source)],
-    )
+    removed = [
+        Trace(str(path.relative_to(store.path)), file_sha256(path), path.stat().st_size)
+        for path in traces(store, source)
+    ]
     if not dry_run:
         with claimed(store.runs, source, "forgotten"):
             _remove(store, source)
-    return forgotten
+    return Forgotten(
+        source,
+        removed,
+        sha256.pop(source, None),
+        sha256,
+        store.info.backbone_sha256,
+        [str(path) for path in outputs_of(store.runs, source)],  # last: see `image_folder.make_folder`
+    )
 
 
 def _remove(store: Store, source: str) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from cdm_lightning.attribution import credits_of
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.credit_bars import annotated
+from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import Batch
 from cdm_lightning.images import encode_png
 from cdm_lightning.sheets import enlarged, grid
+from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.tensor_files import file_sha256
 
 
 def image_rows(
@@ -37,9 +41,39 @@ def by_source(sources: Sequence[str], weights: Tensor) -> dict[str, float]:
     return {source: round(float(weight), 6) for source, weight in zip(sources, weights, strict=True)}
 
 
+def tensors_sha256(store: Store, sources: Sequence[str]) -> dict[str, str]:
+    """Return the sha256 of the tensors of each source; empty, where there are none."""
+    paths = {source: store.folder(source) / COMPARTMENT for source in sources}
+    return {source: file_sha256(path) if path.is_file() else "" for source, path in paths.items()}
+
+
+def make_folder(out: Path, store: Store, sha256: Mapping[str, str]) -> None:
+    """Make the folder of images that were made of these compartments, if the store still has all of them.
+
+    A source that is forgotten from now on finds the folder, so it is either listed in the receipt or not written to.
+
+    Args:
+        out: the folder.
+        store: the store.
+        sha256: of the tensors of each source, from before they were read.
+
+    Raises:
+        BadInput: a source has been forgotten or fitted again meanwhile.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    now = tensors_sha256(store, sorted(sha256))
+    for source in now:
+        if now[source] != sha256[source]:
+            with suppress(OSError):
+                out.rmdir()
+            what = "fitted again" if now[source] else "forgotten"
+            raise BadInput(
+                f"the images are not kept: source '{source}' was {what} while they were made; make them anew"
+            )
+
+
 def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Tensor | None = None) -> None:
     """Write images, uint8 [n, channel, height, width], grid (or `sheet`) and credits; credits.json comes last."""
-    out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("[0-9][0-9][0-9][0-9][0-9].png"):
         old.unlink()
     for k, image in enumerate(images):

@@ -11,7 +11,7 @@ from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, batched, finite_or_text, sample_batch
 from cdm_lightning.guidance import GuidedDenoiser
-from cdm_lightning.image_folder import credited_grid, image_rows, write_pictures
+from cdm_lightning.image_folder import credited_grid, image_rows, make_folder, tensors_sha256, write_pictures
 from cdm_lightning.images import to_uint8
 from cdm_lightning.outputs import check_folder, note_output
 from cdm_lightning.packing import open_compartments
@@ -42,6 +42,7 @@ def generate(config: Any) -> dict[str, Any]:
     sources, out = chosen_sources(config), Path(config.out)
     check_folder(out)
     store = Store.open(Path(config.store))
+    sha256 = tensors_sha256(store, sources)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
     branches = [compartments] if settings.label is None else [compartments, compartments.under(settings.label)]
@@ -66,6 +67,7 @@ def generate(config: Any) -> dict[str, Any]:
         "images": rows,
     }
     images = torch.cat(pictures)
+    make_folder(out, store, {source: sha256[source] for source in composed.sources})
     write_pictures(out, images, report, credited_grid(images, report) if config.annotate else None)
     return report
 

@@ -1,5 +1,6 @@
 """`forget --source`. Oracles: bytes of a store that never had it, a search for its name, faults at every operation."""
 
+import importlib
 import json
 import os
 import re
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from cdm_lightning import ledger
 from cdm_lightning.cli import main
+from cdm_lightning.image_folder import make_folder, tensors_sha256
+from cdm_lightning.images import encode_png
 from cdm_lightning.outputs import note_output, outputs_of
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.refit import recipe_of
@@ -318,6 +322,41 @@ def test_the_shards_are_those_of_the_source_s_own_fit(mine: Path, tmp_path: Path
     own = yaml.safe_load((mine / "runs" / "sources" / "digit1" / "config.yaml").read_text())["data"]["root"]
     config.write_text(config.read_text().replace(own, str(tmp_path / "elsewhere")))
     assert f"{own}/digit1" in [left["path"] for left in receipt(mine, "digit1", tmp_path)["out_of_reach"]]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("command", ["sample", "restore"])
+def test_images_of_a_source_that_leaves_while_they_are_made_are_not_kept(
+    command: str,
+    again: bool,
+    mine: Path,
+    fit: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module, out = importlib.import_module(f"cdm_lightning.{command}_command"), tmp_path / "out"
+    original = module.note_output
+
+    def leaves(*arguments: Any) -> None:
+        original(*arguments)
+        assert receipt(mine, "digit1", tmp_path)["outputs"] == []
+        if again:
+            assert fit(mine, "[digit1]") == 0
+
+    monkeypatch.setattr(module, "note_output", leaves)
+    (tmp_path / "image.png").write_bytes(encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8)))
+    given = ("--sigma", "0.5", str(tmp_path / "image.png")) if command == "restore" else ("--n", "1")
+    assert main([command, "--store", str(mine), "--sources", "all", "--out", str(out), "--steps", "2", *given]) == 2
+    assert f"'digit1' was {'fitted again' if again else 'forgotten'} while they were made" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_that_is_made_in_time_is_in_the_receipt(mine: Path, tmp_path: Path) -> None:
+    store = Store.open(mine)
+    note_output(store.runs, tmp_path / "out", ["digit1"])
+    make_folder(tmp_path / "out", store, tensors_sha256(store, ["digit1"]))
+    assert receipt(mine, "digit1", tmp_path)["outputs"] == [str(tmp_path / "out")]
 
 
 def test_outputs_are_noted_once_and_survive_a_cut_line(tmp_path: Path) -> None:
