@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.board import Layout, log_hyperparameters, log_layout, log_text
 from callbacks.quality import Quality
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.training import CONFIG, UNFINISHED
 
 TRAINING: Layout = {
     "Training, all sources": {
@@ -56,7 +57,8 @@ class Dashboard(Callback):
 
     def _describe(self, trainer: Trainer, module: LightningModule, layout: Layout) -> None:
         assert isinstance(module, CompartmentalizedDiffusion)
-        text = (Path(trainer.default_root_dir) / "config.yaml").read_text()
+        folder = Path(trainer.default_root_dir)
+        text = (folder / (UNFINISHED if (folder / UNFINISHED).exists() else CONFIG)).read_text()
         log_text(trainer, "config", f"```yaml\n{text}```", step=0)
         log_layout(trainer, layout)
         log_hyperparameters(trainer, hyperparameters(module, trainer), self._metrics())

@@ -17,6 +17,7 @@ UNWRITABLE = {
     errno.EDQUOT: f"the disk quota is used up; {MAKE_ROOM}",
     errno.EROFS: "the disk is read-only; choose another place",
     errno.EACCES: "there is no permission to; choose another place, or change the permissions",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
     errno.EPERM: "there is no permission to; choose another place, or change the permissions",
 }
 USAGE = """usage: python -m cdm_lightning COMMAND [options]

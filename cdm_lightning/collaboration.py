@@ -14,9 +14,11 @@ from torch import Tensor
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, StoreError
+from cdm_lightning.gaussian_mechanism import mu_of
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
+from cdm_lightning.releases import note_release
 from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_name, read_folder
 
 Taken = Literal["added", "replaced", "up to date"]
@@ -76,20 +78,21 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     if fault is not None:
         raise StoreError(f"{folder} is no compartment of this store's backbone: {fault}; fit it again")
     with claimed(store.runs, card.source, "added"):
-        return card.source, _taken(store, card.source, files, replace)
+        return card.source, _taken(store, card, files, replace)
 
 
-def _taken(store: Store, source: str, files: Mapping[str, bytes], replace: bool) -> Taken:
-    """Put the files of a compartment in their place, if it is free or may be replaced."""
-    if source in store.sources():
+def _taken(store: Store, card: Card, files: Mapping[str, bytes], replace: bool) -> Taken:
+    """Put the files of a compartment in their place, if it may be taken, and note what a private one has spent."""
+    source, there = card.source, card.source in store.sources()
+    if there:
         if all((store.folder(source) / name).read_bytes() == data for name, data in files.items()):
             return "up to date"
         if not replace:
             raise BadInput(f"the store has another compartment of source '{source}': --replace puts this one there")
-        store.put_files(source, files)
-        return "replaced"
+    if card.epsilon is not None and card.delta is not None:
+        note_release(store.path, source, mu_of(card.epsilon, card.delta - card.slack), card.slack)
     store.put_files(source, files)
-    return "added"
+    return "replaced" if there else "added"
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -44,6 +45,10 @@ class Sampler:
 
     name: Method = "heun"
     steps: int = 18
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise BadInput(f"sampler.steps is {self.steps}; expected at least 2")
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,11 @@ class ConfiguredRecipe:
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
+        if config.seed < 0:
+            raise BadInput(f"seed is {config.seed}; expected 0 or more")
+        if config.checkpoint_every < 1:
+            raise BadInput(f"checkpoint_every is {config.checkpoint_every}; expected at least 1 step")
+        Sampler(**vars(config.sampler))
         self.quality = quality_of(config)
         history = Path(config.store) / "runs" / "composed" / "forgetting.json"
         self.watching = [
@@ -137,12 +147,21 @@ class ConfiguredRecipe:
         self.privacy = Privacy(**vars(config.privacy))
         self.watched = config.trainer.logger is not False or bool(config.trainer.callbacks)
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
-        processes = Trainer(
-            **{key: config.trainer[key] for key in PROCESS_KEYS}, logger=False, enable_checkpointing=False
-        )
+        processes = self._processes()
         self.training["ranks"] = processes.world_size
         self.device = str(processes.strategy.root_device)
         self.training |= {"batch_size": config.data.batch_size, "shards_per_source": config.data.shards_per_source}
+
+    def _processes(self) -> Trainer:
+        """Return a Trainer that is not used, to see on what it would run, and that one can be made.
+
+        Raises:
+            BadInput: it cannot.
+        """
+        try:
+            return self.trainer(Phase("backbone", "public", 1, 1), Path(self.config.store) / "runs", self.max_steps)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise BadInput(f"trainer: {' '.join(str(error).split())}") from error
 
     def module(self) -> CompartmentalizedDiffusion:
         """Return a new module."""
@@ -217,11 +236,11 @@ class ConfiguredRecipe:
             enable_version_counter=False,
         )
 
-    def save_config(self, phase: Phase, folder: Path) -> None:
+    def save_config(self, phase: Phase, file: Path) -> None:
         """Write the resolved configuration, which names no source but this phase's."""
         config = self.config.clone()
         config.data.sources = [phase.source] if phase.kind == "source" else []
         if phase.kind == "source" and not self.privacy.covers(phase.source):
             config.privacy.epsilon = config.privacy.secret_file = None
         config.privacy.sources = None
-        self.parser.save(config, folder / "config.yaml", overwrite=True)
+        self.parser.save(config, file, overwrite=True)

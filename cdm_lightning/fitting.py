@@ -28,7 +28,7 @@ from cdm_lightning.ranks import is_rank_zero, wait_for_all
 from cdm_lightning.recipe import Recipe
 from cdm_lightning.source_forms import drafts_of_source, fit_classes, fit_untrained
 from cdm_lightning.store import Store
-from cdm_lightning.training import discard_checkpoint, train
+from cdm_lightning.training import CONFIG, discard_checkpoint, train
 from cdm_lightning.validation import validate_composed
 
 FEW_IMAGES = 20
@@ -58,7 +58,7 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     check_data(data, sources, needs_public, private=frozenset(filter(recipe.privacy.covers, sources)))
     if store.has_backbone():
         check_backbone(store, described, data)
-        check_private_store(recipe.privacy, store, sources)
+        check_private_store(recipe.privacy, store, sources, refit)
     new_backbone = int(not Store.create(store_path).has_backbone())
     total = len(sources) + new_backbone
     if new_backbone:
@@ -106,6 +106,7 @@ def fit_backbone(recipe: Recipe, store: Store, phase: Phase) -> None:
     with clock.part("training", f"{settings['backbone_steps']} training steps"):
         train(recipe, module, data, store.runs / "backbone", settings["backbone_steps"], inputs)
     if is_rank_zero():
+        recipe.save_config(phase, store.runs / "backbone" / CONFIG)
         store.write_backbone(
             pack_backbone(module.backbone, public),
             described,
@@ -148,7 +149,7 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
         compartment = module.compartments[phase.source]
     if is_rank_zero():
         folder.mkdir(parents=True, exist_ok=True)
-        recipe.save_config(phase, folder)
+        recipe.save_config(phase, folder / CONFIG)
         store.write_compartment(pack_compartment(compartment), card)
         discard_checkpoint(folder)
         clock.save(folder)

@@ -84,5 +84,6 @@ def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Ten
 
 def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:
     """Return a near-square grid of images, uint8 [n, channel, height, width], with the credits that a report holds."""
-    shares = torch.tensor([[row["credits"][source] for row in report["images"]] for source in report["sources"]])
-    return annotated(enlarged(images), shares, report["sources"], math.ceil(math.sqrt(len(images))))
+    sources = list(report["images"][0]["credits"])
+    shares = torch.tensor([[row["credits"][source] for row in report["images"]] for source in sources])
+    return annotated(enlarged(images), shares, sources, math.ceil(math.sqrt(len(images))))

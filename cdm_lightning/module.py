@@ -100,7 +100,11 @@ class CompartmentalizedDiffusion(LightningModule):
         super().__init__()
         sigma_switch = float(sigma_switch)
         _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
-        _check_settings(tokens, lora_rank, rank, clusters, label_dropout, sigma_switch)
+        _check_counts(tokens=tokens, lora_rank=lora_rank, rank=rank, clusters=clusters)
+        _check_shares(label_dropout=label_dropout, ema_decay=ema_decay)
+        _check_rates(learning_rate=learning_rate, prompt_learning_rate=prompt_learning_rate)
+        if not sigma_switch > SIGMA_MIN or math.isnan(sigma_switch):
+            raise BadInput(f"model.sigma_switch is {sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
         if compartment == "head":
             head_of(backbone)
         if strategy == "draft" and guide != "closed_form":
@@ -334,15 +338,22 @@ def _check_backbone_steps(steps: int, finished: bool) -> None:
         raise BadInput(f"model.backbone_steps is {steps}; expected {unless}")
 
 
-def _check_settings(
-    tokens: int, lora_rank: int, rank: int, clusters: int, label_dropout: float, sigma_switch: float
-) -> None:
-    """Raise BadInput that names the first setting outside its range."""
-    counts = {"tokens": tokens, "lora_rank": lora_rank, "rank": rank, "clusters": clusters}
+def _check_counts(**counts: int) -> None:
+    """Raise BadInput that names the first setting below 1."""
     for key, value in counts.items():
         if value < 1:
             raise BadInput(f"model.{key} is {value}; expected at least 1")
-    if not 0 <= label_dropout < 1:
-        raise BadInput(f"model.label_dropout is {label_dropout}; expected at least 0 and below 1")
-    if not sigma_switch > SIGMA_MIN or math.isnan(sigma_switch):
-        raise BadInput(f"model.sigma_switch is {sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
+
+
+def _check_shares(**shares: float) -> None:
+    """Raise BadInput that names the first setting outside [0, 1)."""
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            raise BadInput(f"model.{key} is {value}; expected at least 0 and below 1")
+
+
+def _check_rates(**rates: float | None) -> None:
+    """Raise BadInput that names the first learning rate that is given and is none."""
+    for key, value in rates.items():
+        if value is not None and not 0 < value < math.inf:
+            raise BadInput(f"model.{key} is {value}; expected a number above 0")

@@ -55,7 +55,11 @@ def config_fault(path: Path) -> str | None:
         return f"is no YAML: {' '.join(str(error).split())}"
     if not isinstance(contents, dict):
         return f"must hold keys with values, such as `seed: 0`, but holds {repr(contents)[:40]}"
-    empty = [key for key in ("data", "model", "trainer", "sampler") if key in contents and contents[key] is None]
+    empty = [
+        key
+        for key in ("data", "model", "trainer", "sampler", "metrics", "privacy")
+        if key in contents and contents[key] is None
+    ]
     return f"has no value for the key '{empty[0]}': give it keys of its own, or leave it out" if empty else None
 
 

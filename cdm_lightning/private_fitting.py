@@ -11,7 +11,7 @@ from torch import Tensor
 from cdm_lightning.card import Card
 from cdm_lightning.card_making import PrivateFit, private_card, sampling_rate
 from cdm_lightning.compartment import Compartment
-from cdm_lightning.errors import BadInput, UnknownSource
+from cdm_lightning.errors import BadInput, StoreError, UnknownSource
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -19,7 +19,7 @@ from cdm_lightning.packing import pack_compartment, unpack_backbone
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import Privacy, Shares
 from cdm_lightning.private_gaussians import Frame, fit_private
-from cdm_lightning.private_runs import keep_record, learned_data, mark_private
+from cdm_lightning.private_runs import announce_record, keep_record, learned_data, mark_private
 from cdm_lightning.private_training import (
     RELEASED,
     check_memory,
@@ -37,7 +37,7 @@ from cdm_lightning.releases import note_release, released
 from cdm_lightning.secret_noise import SecretNoise, read_secret
 from cdm_lightning.store import Store
 from cdm_lightning.subsampled_gaussian import multiplier_for
-from cdm_lightning.training import discard_checkpoint
+from cdm_lightning.training import CONFIG, discard_checkpoint
 
 FEW_IMAGES = 20  # released ones
 FILTERED = (
@@ -75,8 +75,8 @@ def check_privacy(recipe: Recipe, module: CompartmentalizedDiffusion, data: Sour
     read_secret(privacy.secret_file)
 
 
-def check_private_store(privacy: Privacy, store: Store, sources: list[str]) -> None:
-    """Check that a store with a backbone can take what shall be fitted.
+def check_private_store(privacy: Privacy, store: Store, sources: list[str], refit: bool) -> None:
+    """Check that a store with a backbone can take what shall be fitted; with `refit`, in the place of damaged cards.
 
     Raises:
         BadInput: its backbone may tell of a private source, or a private compartment would lose its privacy.
@@ -85,12 +85,23 @@ def check_private_store(privacy: Privacy, store: Store, sources: list[str]) -> N
     if private and store.read_backbone()[1].get("public_is_filtered"):
         raise BadInput(f"source '{private[0]}' is private, but the backbone of {store.path} {FILTERED}")
     for source in sources:
-        epsilon = store.read_card(source).epsilon if store.has_compartment(source) else None
-        if epsilon is not None and source not in private:
+        if source not in private and _is_private(store, source, refit):
             raise BadInput(
-                f"source '{source}' is private in {store.path} (epsilon {epsilon:g}), and would be fitted without "
-                "privacy: say privacy.epsilon, or forget it first"
+                f"source '{source}' is private in {store.path}, and would be fitted without privacy: say "
+                "privacy.epsilon, or forget it first"
             )
+
+
+def _is_private(store: Store, source: str, refit: bool) -> bool:
+    """Return whether the store's compartment of a source is a release; that of a damaged card, if ever one was."""
+    if not store.has_compartment(source):
+        return False
+    try:
+        return store.read_card(source).epsilon is not None
+    except StoreError:
+        if not refit:
+            raise
+        return bool(released(store.path, source).mus)
 
 
 def fit_private_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
@@ -103,7 +114,7 @@ def fit_private_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) 
     if not refit and store.has_compartment(source) and not _changed(recipe, module, data, store, source):
         log.info("%s: up to date, skipped", phase.title)
         return False
-    if store.has_compartment(source) and store.read_card(source).epsilon is None:
+    if store.has_compartment(source) and not _is_private(store, source, refit):
         log.warning("%s: the store had a compartment of it without privacy; copies of that tell more", phase.title)
     if (forgotten := store.forgotten_on(source)) is not None:
         log.warning("%s: it was forgotten on %s, and is learned again", phase.title, forgotten)
@@ -153,7 +164,8 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     if trained:
         steps = steps_of(card, shares, spent, secret, named | {"card": card.to_json(), "device": recipe.device})
         compartment = train_private(recipe, store, phase, compartment, card, images, steps)
-    recipe.save_config(phase, own)
+    recipe.save_config(phase, own / CONFIG)
+    announce_record(store, card, data_sha256)
     store.write_compartment(pack_compartment(compartment), card)
     keep_record(store, source, data_sha256)
     (own / RELEASED).unlink(missing_ok=True)
@@ -184,10 +196,10 @@ def _released_form(
         rank=public.rank,
         clusters=clusters,
     )
+    note_release(store.path, source, shares.mu, shares.slack)
     if privacy.delta * n > 1:
         raise BadInput(
             f"privacy.delta is {privacy.delta:g}, above 1 / n of source '{source}' (about {n} images): such a delta "
             f"would allow to publish one image; choose at most {1 / (10 * n):.0e}"
         )
-    note_release(store.path, source, shares.mu, shares.slack)
     return form, n

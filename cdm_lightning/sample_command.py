@@ -49,7 +49,8 @@ def generate(config: Any) -> dict[str, Any]:
     composed = branches[-1].composed(settings.strategy)
     model = guided(composed, compartments, settings)
     floor = compartments.public.calibration.floor
-    note_output(store.runs, out, composed.sources)
+    sources = composed.sources if settings.guidance == 1 else list(compartments)
+    note_output(store.runs, out, sources)
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
@@ -58,7 +59,7 @@ def generate(config: Any) -> dict[str, Any]:
         rows += image_rows(composed, batch, indices, floor, settings.seed)
     report = {
         "store": config.store,
-        "sources": composed.sources,
+        "sources": sources,
         **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
         "sigma_switch": finite_or_text(compartments.sigma_switch),
         "network_evaluations_per_image": sum(branch.evaluations for branch in branches) / settings.n,
@@ -67,7 +68,7 @@ def generate(config: Any) -> dict[str, Any]:
         "images": rows,
     }
     images = torch.cat(pictures)
-    make_folder(out, store, {source: sha256[source] for source in composed.sources})
+    make_folder(out, store, {source: sha256[source] for source in sources})
     write_pictures(out, images, report, credited_grid(images, report) if config.annotate else None)
     return report
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -31,6 +34,9 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
     Timer: "a phase must end after a fixed number of steps, whatever the others took; use max_steps",
     WeightAveraging: "it drifts the frozen weights; what is trained is averaged anyway, see model.ema_decay",
     StochasticWeightAveraging: "it averages frozen weights too; see model.ema_decay",
+    GradientAccumulationScheduler: "noise is drawn per step; use a larger data.batch_size",
+    ModelPruning: "what is pruned is not noted, so another fit would be taken for the same",
+    BaseFinetuning: "it freezes and thaws layers; one part is trained at a time, and the rest is frozen anyway",
     BatchSizeFinder: "the batch size would depend on the machine; set data.batch_size",
     LearningRateFinder: "the rate would be found by trial; set model.learning_rate or model.prompt_learning_rate",
 }

@@ -16,6 +16,8 @@ from cdm_lightning.recipe import Recipe
 from cdm_lightning.torch_files import read_torch_file
 
 CHECKPOINT = "last.ckpt"
+CONFIG = "config.yaml"  # of what is stored
+UNFINISHED = "unfinished.yaml"  # configuration of a training that has not ended
 
 
 def train(
@@ -42,10 +44,10 @@ def train(
     checkpoint = folder / CHECKPOINT
     done = steps_done(checkpoint, module.inputs_sha256)
     if is_rank_zero():
-        if not done:
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        recipe.save_config(module.phase, folder)
+        if not done:
+            clear(folder)
+        recipe.save_config(module.phase, folder / UNFINISHED)
     given: dict[str, Any] = {"datamodule": data}
     if batches is None:
         data.open(module.phase.source, done)
@@ -60,6 +62,17 @@ def train(
         raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
     if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
         raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
+    if is_rank_zero():
+        (folder / UNFINISHED).unlink()
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier training has left, but for the configuration of what is stored, which may stay."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != CONFIG:
+            path.unlink()
 
 
 def steps_done(checkpoint: Path, inputs_sha256: str) -> int:

@@ -16,6 +16,7 @@ from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.run_sources import composed_lock, note_sources
 from cdm_lightning.store import Store
+from cdm_lightning.training import CONFIG
 
 VALIDATION_IMAGES = 1000
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
 def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     sources = store.sources()
     note_sources(store.runs / "composed", sources)
-    recipe.save_config(phase, store.runs / "composed")
+    recipe.save_config(phase, store.runs / "composed" / CONFIG)
     if not recipe.watched:
         return
     module, data = recipe.module(), recipe.data()

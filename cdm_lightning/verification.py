@@ -27,6 +27,7 @@ from cdm_lightning.store import (
 )
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
+LISTS = (".json", ".json.tmp", ".pending.yaml", "PRIVATE")  # ends of what lies in exclusions
 EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, EXCLUSIONS, RELEASES)
 
 
@@ -96,6 +97,8 @@ def _extra(store: Store) -> Iterator[str]:
         inside = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else [folder]
         places += [path for path in inside if path.name not in COMPARTMENT_FILES or path.is_symlink()]
     places += [path for path in store.path.iterdir() if path.is_symlink()]
+    if (store.path / EXCLUSIONS).is_dir():
+        places += [path for path in (store.path / EXCLUSIONS).iterdir() if not path.name.endswith(LISTS)]
     for path in sorted(set(places)):
         yield f"{path} does not belong to the store"
     for lock in (LOCK, "ledger.lock"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from cdm_lightning import ledger
 from cdm_lightning.card import ENVIRONMENT
 from cdm_lightning.forgetting import traces
-from cdm_lightning.store import BACKBONE, COMPARTMENT_FILES, INFO, LEDGER, Store, check_name
+from cdm_lightning.store import BACKBONE, COMPARTMENT_FILES, EXCLUSIONS, INFO, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.verification import faults
 
@@ -86,6 +86,8 @@ def compared(store: Store, other: Store, source: str) -> Check:
 def fitted_again(store: Store, place: Path, fit: Callable[[Path, Store, str], None]) -> Store:
     """Return a store at `place` with the same backbone and every remaining source fitted again, but for private ones.
 
+    Samples that were forgotten stay forgotten.
+
     Args:
         store: whose sources are fitted.
         place: a folder that is not there yet.
@@ -97,6 +99,9 @@ def fitted_again(store: Store, place: Path, fit: Callable[[Path, Store, str], No
     again = Store.create(place)
     for name in (BACKBONE, INFO):
         shutil.copy(store.path / name, place / name)
+    (place / EXCLUSIONS).mkdir()
+    for path in (store.path / EXCLUSIONS).glob("*.json"):
+        shutil.copy(path, place / EXCLUSIONS)
     for source in store.sources():
         if store.read_card(source).epsilon is not None:
             continue  # that would be another release

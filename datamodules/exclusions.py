@@ -59,23 +59,32 @@ def add_forgotten(folder: Path, source: str, keys: Iterable[str]) -> None:
     hashes = hashes | {_keyed_hash(secret, key) for key in keys}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{source}.json.tmp"
-    temporary.write_text(json.dumps({"secret": secret, "samples": sorted(hashes)}, indent=1) + "\n", encoding="utf-8")
+    values = {"seal": _seal(secret, hashes), "secret": secret, "samples": sorted(hashes)}
+    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / f"{source}.json")
 
 
 def _forgotten(folder: Path, source: str) -> tuple[str, frozenset[str]]:
-    """Return the secret of a list and its keyed hashes; none, if there is no list."""
+    """Return the secret of a list and its keyed hashes; none, if there is no list. Lists of before had no seal."""
     path = folder / f"{source}.json"
     if not path.exists():
         return "", frozenset()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return str(values["secret"]), frozenset(map(str, values["samples"]))
+        secret, hashes = str(values.pop("secret")), frozenset(map(str, values.pop("samples")))
+        if values not in ({}, {"seal": _seal(secret, hashes)}):
+            raise ValueError("it is not as it was written")
+        return secret, hashes
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{path} is damaged ({error}): restore it from a copy; without it, samples that were forgotten would be "
             "learned again"
         ) from error
+
+
+def _seal(secret: str, hashes: Iterable[str]) -> str:
+    """Return a hash of a whole list, which no longer fits once a character of it has changed."""
+    return _keyed_hash(secret, " ".join(sorted(hashes)))
 
 
 def _keyed_hash(secret: str, key: str) -> str:

@@ -63,6 +63,11 @@ def test_a_config_that_cannot_be_used_is_told_in_one_line(
         ),
         ("EMAWeightAveraging", "EMAWeightAveraging is refused: it drifts the frozen weights"),
         ("StochasticWeightAveraging, init_args: {swa_lrs: 0.1}", "StochasticWeightAveraging is refused"),
+        (
+            "GradientAccumulationScheduler, init_args: {scheduling: {0: 4}}",
+            "Scheduler is refused: noise is drawn per step",
+        ),
+        ("BackboneFinetuning", "BackboneFinetuning is refused: it freezes and thaws layers"),
         ("LearningRateFinder", "LearningRateFinder is refused: the rate would be found by trial"),
         ("BatchSizeFinder", "BatchSizeFinder is refused: the batch size would depend on the machine"),
     ],

@@ -20,7 +20,7 @@ from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.solvers import Denoise
 from cdm_lightning.store import Store
-from cdm_lightning.training import train
+from cdm_lightning.training import CONFIG, train
 from tests.conftest import Fit
 
 
@@ -236,6 +236,17 @@ def test_a_prompt_of_a_model_without_a_switch_is_used_at_every_level(fit: Fit, t
         ("[digit0]", ("--model.strategy", "draft", "--model.guide", "none"), "so it needs model.guide closed_form"),
         ("[digit0]", ("--model.sigma_switch", "0"), "model.sigma_switch is 0.0; expected a noise level above"),
         ("[digit0]", ("--model.backbone.init_args.patch_size", "3"), "patch_size is 3; expected a divisor"),
+        ("[digit0]", ("--seed", "-1"), "seed is -1; expected 0 or more"),
+        ("[digit0]", ("--checkpoint_every", "-1"), "checkpoint_every is -1; expected at least 1"),
+        ("[digit0]", ("--sampler.steps", "1"), "sampler.steps is 1; expected at least 2"),
+        ("[digit0]", ("--model.learning_rate", "0"), "model.learning_rate is 0.0; expected a number above 0"),
+        ("[digit0]", ("--model.prompt_learning_rate", "-1"), "prompt_learning_rate is -1.0; expected a number above"),
+        ("[digit0]", ("--model.ema_decay", "1.5"), "model.ema_decay is 1.5; expected at least 0 and below 1"),
+        ("[digit0]", ("--trainer.gradient_clip_algorithm", "foo"), "trainer: `gradient_clip_algorithm` foo is invalid"),
+        ("[digit0]", ("--trainer.profiler", "bogus"), "trainer: When passing string value for the `profiler`"),
+        ("[digit0]", ("--trainer.strategy", "bogus"), "trainer: You selected an invalid strategy name"),
+        ("[digit0]", ("--trainer.barebones", "true"), "trainer: "),
+        ("[digit0]", ("--trainer.accelerator", "cpu", "--trainer.devices", "0"), "trainer: "),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(
@@ -247,6 +258,39 @@ def test_bad_input_is_told_in_one_sentence(
     assert len(lines) == 1
     assert said in lines[0]
     assert tree(store) == before
+
+
+def test_a_training_that_does_not_end_leaves_the_record_of_the_stored_one(
+    store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    tokens = ("--model.compartment", "tokens", "--trainer.max_steps")
+    assert fit(copy, "[digit0]", *tokens, "2") == 0
+    folder = copy / "runs" / "sources" / "digit0"
+    before, names = (folder / CONFIG).read_text(), {path.name for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(CompartmentalizedDiffusion, "training_step", interrupted)
+        with pytest.raises(RuntimeError, match="lost power"):
+            fit(copy, "[digit0]", *tokens, "3")
+    assert (folder / CONFIG).read_text() == before
+    assert fit(copy, "[digit0]", *tokens, "3") == 0
+    assert (folder / CONFIG).read_text() == before.replace("max_steps: 2", "max_steps: 3") != before
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def interrupted(*_: Any) -> None:
+    raise RuntimeError("lost power")
+
+
+def test_a_damaged_card_is_replaced_by_a_fit_that_is_asked_for(
+    store: Path, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    (copy / "compartments" / "digit0" / "card.json").write_text("{")
+    assert fit(copy, "[digit0]") == 2
+    assert "fit it again" in capsys.readouterr().err
+    assert fit(copy, "[digit0]", "--refit") == 0
+    assert tree(copy / "compartments") == tree(store / "compartments")
 
 
 def test_changed_public_is_refused(

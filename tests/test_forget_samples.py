@@ -193,6 +193,15 @@ def test_the_list_is_of_keyed_hashes(tmp_path: Path) -> None:
     assert lists[0]["secret"] != lists[1]["secret"]
     assert forgotten_keys(tmp_path, "ann", ["a1", "a2", "a3"]) == {"a1", "a3"}
     assert forgotten_keys(tmp_path, "cid", ["a1"]) == frozenset()
+    whole = json.loads((tmp_path / "ann.json").read_text())
+    unsealed = {name: whole[name] for name in ("secret", "samples")}
+    (tmp_path / "ann.json").write_text(json.dumps(unsealed))
+    assert forgotten_keys(tmp_path, "ann", ["a1", "a2", "a3"]) == {"a1", "a3"}
+    flipped = whole["samples"][0][:-1] + ("0" if whole["samples"][0][-1] != "0" else "1")
+    for damaged in ({"samples": [flipped, *whole["samples"][1:]]}, {"samples": whole["samples"][1:]}, {"x": 1}):
+        (tmp_path / "ann.json").write_text(json.dumps(whole | damaged))
+        with pytest.raises(BadInput, match="ann.json is damaged .it is not as it was written"):
+            forgotten_keys(tmp_path, "ann", ["a1"])
     (tmp_path / "ann.json").write_text("{}")
     with pytest.raises(BadInput, match="ann.json is damaged .* would be learned again"):
         forgotten_keys(tmp_path, "ann", ["a1"])

@@ -17,8 +17,10 @@ from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.guidance import GuidedDenoiser
+from cdm_lightning.outputs import outputs_of
 from cdm_lightning.sampling import karras_sigmas, sample
 from cdm_lightning.strategy import Strategy
+from tests.conftest import Fit
 
 SHAPE = (2, 1, 1)
 GRID = karras_sigmas(12, through=1.0)
@@ -180,6 +182,19 @@ def test_bad_input(
     assert main([*command, *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("guidance", [1, 2])
+def test_who_draws_an_image_away_takes_part_in_it(guidance: int, workplace: Path, fit: Fit, tmp_path: Path) -> None:
+    """Of two owners one has the class; guided, the other shapes the images too, so forgetting it finds them."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    assert fit(store, "[digit0, digit1]", "--model.class_labels", "true", "--model.backbone_steps", "2") == 0
+    options = ("--label", "digit0", "--guidance", str(guidance), "--n", "2", "--steps", "2", "--annotate")
+    assert main(["sample", "--store", str(store), "--sources", "all", "--out", str(out), *options]) == 0
+    report = json.loads((out / "credits.json").read_text())
+    assert report["sources"] == ["digit0", "digit1"][:guidance]
+    assert list(report["images"][0]["credits"]) == ["digit0"]
+    assert outputs_of(store / "runs", "digit1") == ([out] if guidance == 2 else [])
 
 
 def test_a_class_that_nobody_has_is_told_under_guidance(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:

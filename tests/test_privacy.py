@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from cdm_lightning import private_fitting
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.cli import main
+from cdm_lightning.collaboration import export_backbone
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.packing import open_compartments, unpack_backbone
@@ -95,6 +97,36 @@ def test_up_to_date_is_no_new_release(copy: Path, fit: Fit, caplog: pytest.LogCa
     assert len([record for record in caplog.records if "up to date" in record.message]) == 2
     assert published(copy) == before
     assert len(released(copy, "digit4").mus) == 1
+
+
+def test_changed_images_are_noticed_though_the_fit_was_cut_before_its_record(
+    copy: Path, fit: Fit, tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(private_fitting, "keep_record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(copy, "[digit4]", *PRIVATE, "--refit")
+    assert fit(copy, "[digit4]", *PRIVATE) == 0
+    assert len(released(copy, "digit4").mus) == 2, "up to date"
+    (tmp_path / "exclude").write_text(f"{next(iter(read_manifest(workplace / 'shards' / 'digit4').samples))}\n")
+    assert fit(copy, "[digit4]", *PRIVATE, "--data.exclude", str(tmp_path / "exclude")) == 0
+    assert len(released(copy, "digit4").mus) == 3
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_another_store_has_released_counts_once_it_is_added(private: Path, fit: Fit, tmp_path: Path) -> None:
+    central = export_backbone(Store.open(private), tmp_path / "central").path
+    assert fit(Path(shutil.copytree(central, tmp_path / "home")), "[digit4]", *PRIVATE) == 0
+    for place in (private, private, tmp_path / "home"):
+        add = ["store", "add", "--store", str(central), str(place / "compartments" / "digit4"), "--replace"]
+        assert main(add) == 0
+    assert released(central, "digit4").mus == pytest.approx((mu_of(8, 1e-4), mu_of(8, 1e-4)))
+    assert fit(central, "[digit4]", *PRIVATE, "--refit") == 0
+    card = Store.open(central).read_card("digit4")
+    assert (card.settings["releases"], card.epsilon) == (3, pytest.approx(epsilon_of(mu_of(8, 1e-4) * 3**0.5, 1e-4)))
 
 
 def test_what_is_released_again_adds_up(copy: Path, fit: Fit, secret: tuple[str, str]) -> None:
@@ -212,7 +244,7 @@ def test_what_cannot_be_private_is_refused(
     assert fit(plain, "[digit4]", *PRIVATE, *options) == 2
     assert said in error_of(capsys)
     assert published(plain) == before
-    assert not (plain / RELEASES).exists()
+    assert (plain / RELEASES).exists() == ("above 1 / n" in said), "the released number of images is told"
 
 
 def test_secret_or_sources_without_epsilon_are_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 from cdm_lightning.cli import main
 from cdm_lightning.collaboration import export_backbone
 from cdm_lightning.store import Store
+from datamodules.manifest import read_manifest, usable
 from tests.conftest import Fit
 from tests.test_forget import forget
 from tests.test_store import contents
@@ -62,6 +63,13 @@ def test_what_was_forgotten_is_gone(
     ] * 2
     assert "source 'digit1' is gone:\n  ok  the store is as its fits made it" in capsys.readouterr().out
     assert contents(mine) == before
+
+
+def test_what_was_forgotten_of_another_source_stays_forgotten(mine: Path, workplace: Path) -> None:
+    root = str(workplace / "shards")
+    key = next(iter(usable(read_manifest(workplace / "shards" / "digit2"), "train", frozenset())))
+    assert main(["forget", "--store", str(mine), "--root", root, "--sample", key]) == 0
+    assert verify(mine, "digit1", "--retrain", "--root", root) == 0
 
 
 def test_a_source_that_never_was_is_gone(never: Path) -> None:
