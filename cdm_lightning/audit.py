@@ -111,7 +111,7 @@ class Audit:
         """Yield groups with their sources and models; a model of other sources is audited as a whole."""
         sources = list(self.known)
         yield COMPOSED, sources, opened.composed
-        if opened.composed.sources == sources and len(sources) > 1:
+        if set(opened.composed.sources) == set(sources) and len(sources) > 1:
             for source in sources:
                 yield source, [source], opened.composed.alone(source)
 

@@ -107,7 +107,7 @@ def audit(config: Any) -> dict[str, Any]:
     images = AuditImages(store, sources, root, exclude)
     models = opened_models(store, sources, names, config.against or [], config.device, by_class=False)
     for contender, _ in models.values():
-        if contender.store != store.path:
+        if contender.name not in names:
             images.check_opponent(contender.name, Store.open(contender.store))
     extractor = None if config.extractor == "none" else open_extractor(config.extractor, config.inception)
     with tempfile.TemporaryDirectory() as passing:

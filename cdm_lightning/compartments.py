@@ -14,7 +14,7 @@ from cdm_lightning.denoiser import Network, Preconditioning, denoise, guided_den
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.evidence import GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.merging import groups_for, groups_of, images_behind, merged, union_of
+from cdm_lightning.merging import groups_for, groups_of, images_behind, images_in, merged, union_of
 from cdm_lightning.prompts import Prompt, averaged, unlike
 from cdm_lightning.public import Public
 from cdm_lightning.strategy import Strategy
@@ -180,7 +180,8 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         own, (fine, group) = self._parts(), self._together
         total, mixed = sum(part.n for part in own), sum(part.n * part.public_mix for part in own)
         public = self.public.closed_form.to(fine.mean.device)
-        closed_form = merged(fine, total, group, public, self.public.strength)
+        images = images_in([part.fine for part in own], [part.n for part in own], group) if mixed else total
+        closed_form = merged(fine, images, group, public, self.public.strength)
         return closed_form.mixed_with(public, mixed / total) if mixed else closed_form
 
     @cached_property

@@ -58,6 +58,8 @@ class Settings:
         for name, least in (("n", 1), ("steps", 2), ("batch_size", 1), ("churn", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"--{name} is {getattr(self, name)}; expected at least {least}")
+        if not math.isfinite(self.churn):
+            raise BadInput(f"--churn is {self.churn}; expected a number")
         if self.churn > 0 and self.sampler != "heun":
             raise BadInput(f"--churn is {self.churn}, but --sampler {self.sampler} has no churn; only heun has")
         check_guidance(self.guidance)
@@ -71,11 +73,14 @@ class Settings:
 def check_device(name: str) -> None:
     """Raise BadInput unless this is a device that is there."""
     try:
-        kind = torch.device(name).type
+        device = torch.device(name)
     except RuntimeError as error:
         raise BadInput(f"--device is {name}; expected cpu, or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"--device is {name}, but there is no CUDA device here; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device is {name}; expected cpu, or cuda")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise BadInput(f"--device is {name}, but there is no such CUDA device here; use cpu")
 
 
 @dataclass(frozen=True)

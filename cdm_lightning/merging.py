@@ -72,14 +72,24 @@ def groups_of(fine: Gaussians, groups: int) -> Tensor:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
 
 
+def images_in(fine: Sequence[Gaussians], images: Sequence[int], group: Tensor) -> Tensor:
+    """Return the numbers of images [group] in what several mixtures are merged into; see `images_behind`."""
+    held = torch.cat([n * form.log_share.double().exp().cpu() for n, form in zip(images, fine, strict=True)])
+    return torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, held)
+
+
 def merged(
-    fine: Gaussians, images: int, group: Tensor, public: Gaussians | None = None, strength: Strength | None = None
+    fine: Gaussians,
+    images: int | Tensor,
+    group: Tensor,
+    public: Gaussians | None = None,
+    strength: Strength | None = None,
 ) -> Gaussians:
-    """Return the closed form of `images` images from their fine Gaussians: merged by moments, shrunk, of equal rank.
+    """Return the closed form of images from their fine Gaussians: merged by moments, shrunk, of equal rank.
 
     Args:
         fine: maximum-likelihood Gaussians of clusters of these images.
-        images: their number.
+        images: their number; or those of each group [group], where the shares of `fine` are others.
         group: [cluster], the Gaussian of the result that each fine cluster becomes part of; see `groups_of`.
         public: where given, each group is shrunk towards its nearest cluster by a normal-inverse-Wishart prior.
         strength: of that prior, in samples.
@@ -88,21 +98,22 @@ def merged(
     rank = fine.basis.shape[2]
     parts = []
     for k in range(int(group.max()) + 1):
-        moments = _merged_moments(fine, share, (group == k).nonzero()[:, 0], images)
+        whole = float(share[group == k].sum())
+        count = float(images[k]) if isinstance(images, Tensor) else whole * images
+        moments = _merged_moments(fine, share, (group == k).nonzero()[:, 0], count)
         prior = None if public is None else public.nearest(moments.mean)
         parts.append((share[group == k].sum().log(), *shrunk(moments, prior, strength or Strength(), rank)))
     log_share, mean, basis, variance, rest = (torch.stack(column).to(fine.mean) for column in zip(*parts, strict=True))
     return Gaussians(log_share, mean, basis, variance, rest, fine.shape)
 
 
-def _merged_moments(fine: Gaussians, share: Tensor, members: Tensor, images: int) -> Moments:
-    """Return the moments of the mixture of some clusters of a mixture of `images` images."""
-    whole = share[members].sum()
-    weight = share[members] / whole
+def _merged_moments(fine: Gaussians, share: Tensor, members: Tensor, images: float) -> Moments:
+    """Return the moments of the mixture of some clusters, which are of `images` images."""
+    weight = share[members] / share[members].sum()
     means = fine.mean[members].double()
     mean = weight @ means
     excess = (fine.variance[members] - fine.rest[members, None]).double().clamp_min(0)
     spread = fine.basis[members].double() * (weight[:, None] * excess).sqrt()[:, None, :]
     between = (means - mean) * weight.sqrt()[:, None]
     factor = torch.cat([spread.transpose(1, 2).flatten(0, 1), between])
-    return Moments(float(whole * images), mean, factor, float(weight @ fine.rest[members].double()))
+    return Moments(images, mean, factor, float(weight @ fine.rest[members].double()))

@@ -21,8 +21,9 @@ def optimizer_for(trained: nn.Module, name: OptimizerName, rate: float) -> Optim
 
     By `muon` the weights of a network's layers, convolutions as [out, in * height * width], move by the same length
     along all singular directions of their momentum (Jordan et al. 2024), scaled to the root mean square of Adam's steps
-    (Liu et al. 2025, arXiv 2502.16982). Biases, norms, embeddings, the layer that ends in an image, and what is no
-    network, as tokens and low-rank additions, take AdamW's steps all the same.
+    (Liu et al. 2025, arXiv 2502.16982). Biases, norms, tables of embeddings, layers with fewer than 4 outputs, such as
+    those that end in the colours of a pixel, and what is no network, as tokens and low-rank additions, take AdamW's
+    steps all the same.
     """
     decay = WEIGHT_DECAY if isinstance(trained, Backbone) else 0.0
     if name == "adamw" or not isinstance(trained, Backbone | Copied):

@@ -45,11 +45,11 @@ def generate(config: Any) -> dict[str, Any]:
     sha256 = tensors_sha256(store, sources)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
-    branches = [compartments] if settings.label is None else [compartments, compartments.under(settings.label)]
+    branches = branches_of(compartments, settings)
     composed = branches[-1].composed(settings.strategy)
     model = guided(composed, compartments, settings)
     floor = compartments.public.calibration.floor
-    sources = composed.sources if settings.guidance == 1 else list(compartments)
+    sources = list(branches[-1] if settings.guidance == 1 else compartments)
     note_output(store.runs, out, sources)
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
@@ -73,10 +73,22 @@ def generate(config: Any) -> dict[str, Any]:
     return report
 
 
+def branches_of(compartments: Compartments, settings: Settings) -> list[Compartments]:
+    """Return the compartments, and those of the class if one is asked for: images are credited to the last ones.
+
+    Raises:
+        BadInput: no source has the class.
+    """
+    if settings.label is None:
+        return [compartments]
+    under = compartments.under(settings.label)
+    return [compartments] if settings.guidance == 0 else [compartments, under]
+
+
 def guided(
     composed: ComposedDenoiser, everything: Compartments, settings: Settings
 ) -> ComposedDenoiser | GuidedDenoiser:
     """Return the composed model of a class, drawn towards the class or away from it if the settings say so."""
-    if settings.guidance == 1:
+    if settings.guidance in (0, 1):
         return composed
     return GuidedDenoiser(composed, everything.composed(settings.strategy), settings.guidance)

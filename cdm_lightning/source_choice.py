@@ -25,7 +25,7 @@ def check_against(config: Any) -> None:
 
 
 def chosen_sources(config: Any) -> list[str]:
-    """Return the sources that a parsed command line chooses of its store.
+    """Return the sources that a parsed command line chooses of its store, sorted: their order means nothing.
 
     Raises:
         BadInput: none is chosen, one does not exist, or the policy does not grant it.
@@ -36,12 +36,12 @@ def chosen_sources(config: Any) -> list[str]:
         raise BadInput("no source chosen: say --sources all, --sources '[cat, dog]', or --user NAME --policy FILE")
     store = Store.open(Path(config.store))
     if config.user is None:
-        return store.choose(config.sources)
+        return sorted(store.choose(config.sources))
     policy = Policy.read(Path(config.policy), store.sources(), store.gone())
     granted = policy.granted(config.user, spent=lambda source: store.read_card(source).epsilon)
     if config.sources in (None, "all"):
         return granted
-    chosen = store.choose(config.sources)
+    chosen = sorted(store.choose(config.sources))
     for source in chosen:
         if source not in granted:
             raise BadInput(f"{config.policy} does not grant source '{source}' to user '{config.user}'")

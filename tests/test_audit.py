@@ -303,6 +303,14 @@ def test_an_opponent_of_other_images_is_refused(
         assert "opponent 'mono' was fitted on other training images" in capsys.readouterr().err
 
 
+def test_an_opponent_of_more_sources_of_the_same_store_is_refused(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--sources", "[digit0, digit1]", "--against", f"same={store}"]
+    assert main(["audit", "--store", str(store), *options]) == 2
+    assert "opponent 'same' was fitted on other training images" in capsys.readouterr().err
+
+
 def test_a_policy_is_kept(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "policy.yaml").write_text("users:\n  alice: {allow: [digit1]}\n")
     policy = ["--user", "alice", "--policy", str(tmp_path / "policy.yaml")]

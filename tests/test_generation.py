@@ -56,7 +56,9 @@ def test_batches_do_not_matter(strategy: Strategy, sampling: tuple[str, str], st
 
 def test_credits_are_what_the_format_says(store: Path, tmp_path: Path) -> None:
     report = run(store, tmp_path / "out", "--sources", "[digit2, digit0]", "--n", "5", "--steps", "4")
-    assert report["sources"] == ["digit2", "digit0"]
+    assert report["sources"] == ["digit0", "digit2"]
+    again = run(store, tmp_path / "out", "--sources", "[digit0, digit2]", "--n", "5", "--steps", "4")
+    assert again == report, "the order in which sources are named means nothing"
     assert {"store", "seed", "sampler", "steps", "strategy", "images"} <= set(report)
     assert [image["file"] for image in report["images"]] == [f"0000{k}.png" for k in range(5)]
     for image in report["images"]:
@@ -170,6 +172,8 @@ def test_grid_lays_images_out_row_by_row() -> None:
         (("--sources", "[]"), "no source chosen"),
         (("--sources", "all", "--n", "0"), "--n is 0; expected at least 1"),
         (("--sources", "all", "--steps", "1"), "--steps is 1; expected at least 2"),
+        (("--sources", "all", "--churn", ".nan"), "--churn is nan; expected a number"),
+        (("--sources", "all", "--churn", ".inf"), "--churn is inf; expected a number"),
         (
             ("--sources", "all", "--sampler", "ancestral", "--churn", "2"),
             "--churn is 2.0, but --sampler ancestral has no churn; only heun has",
@@ -186,7 +190,7 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta", "mps"])
 def test_a_device_that_there_is_not_is_told(name: str) -> None:
     with pytest.raises(BadInput, match=f"--device is {name}; expected cpu, or cuda"):
         Settings(n=1, device=name)

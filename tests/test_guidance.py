@@ -184,17 +184,24 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("guidance", [1, 2])
+@pytest.mark.parametrize("guidance", [0, 1, 2])
 def test_who_draws_an_image_away_takes_part_in_it(guidance: int, workplace: Path, fit: Fit, tmp_path: Path) -> None:
-    """Of two owners one has the class; guided, the other shapes the images too, so forgetting it finds them."""
+    """Of two owners one has the class; guided, the other shapes the images too, so forgetting it finds them.
+
+    With a guidance of 0 the class is ignored, so images follow both, and are credited to both.
+    """
     store, out = tmp_path / "store", tmp_path / "out"
     assert fit(store, "[digit0, digit1]", "--model.class_labels", "true", "--model.backbone_steps", "2") == 0
     options = ("--label", "digit0", "--guidance", str(guidance), "--n", "2", "--steps", "2", "--annotate")
     assert main(["sample", "--store", str(store), "--sources", "all", "--out", str(out), *options]) == 0
     report = json.loads((out / "credits.json").read_text())
-    assert report["sources"] == ["digit0", "digit1"][:guidance]
-    assert list(report["images"][0]["credits"]) == ["digit0"]
-    assert outputs_of(store / "runs", "digit1") == ([out] if guidance == 2 else [])
+    both = ["digit0", "digit1"]
+    assert report["sources"] == (["digit0"] if guidance == 1 else both)
+    assert list(report["images"][0]["credits"]) == (both if guidance == 0 else ["digit0"])
+    assert outputs_of(store / "runs", "digit1") == ([] if guidance == 1 else [out])
+    if guidance == 0:
+        assert main(["sample", "--store", str(store), "--sources", "all", "--out", str(out), *options[4:]]) == 0
+        assert json.loads((out / "credits.json").read_text())["images"] == report["images"]
 
 
 def test_a_class_that_nobody_has_is_told_under_guidance(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.gaussians import Gaussians, Strength
-from cdm_lightning.merging import groups_for, groups_of, images_behind, merged, union_of
+from cdm_lightning.merging import groups_for, groups_of, images_behind, images_in, merged, union_of
 
 SHAPE = (1, 3, 4)
 DIMENSION = 12
@@ -52,6 +52,22 @@ def test_shrinking_after_the_fit_is_shrinking_within_it(n: int) -> None:
     found = merged(whole(x_0), n, groups_of(whole(x_0), 1), public, strength)
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(covariance(found), covariance(expected), rtol=0, atol=1e-8)
+
+
+def test_shares_that_are_not_those_of_the_images_do_not_change_how_much_is_shrunk() -> None:
+    """As where one source was mixed with more of `public` than the other; oracle: each source by itself."""
+    public, strength = whole(images(300, seed=7), rank=3), Strength(5.0, 20.0)
+    sizes, shares = (4, 400), (900.0, 100.0)
+    forms = [whole(images(n, seed=n, centre=6.0 * k), rank=3) for k, n in enumerate(sizes)]
+    fine, group = union_of(forms, shares), torch.arange(2)
+    counts = images_in(forms, sizes, group)
+    assert counts.tolist() == pytest.approx(sizes)
+    found = merged(fine, counts, group, public, strength)
+    assert found.log_share.exp().tolist() == pytest.approx([0.9, 0.1])
+    for k, n in enumerate(sizes):
+        alone = merged(forms[k], n, torch.zeros(1, dtype=torch.long), public, strength)
+        torch.testing.assert_close(found.mean[k], alone.mean[0])
+        torch.testing.assert_close(covariance(found, k), covariance(alone))
 
 
 def test_the_union_is_the_mixture_by_numbers_of_images() -> None:
