@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.claim import claimed
+from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussian_mechanism import mu_of
 from cdm_lightning.gaussians import Gaussians
@@ -70,8 +71,8 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     backbone, public = unpack_backbone(*store.read_backbone())
     try:
         fault = next(_faults(card, files, tensors, public, store), None)
-        if fault is None:
-            unpack_compartment(tensors, card, backbone, public)
+        if fault is None and not _is_finite(unpack_compartment(tensors, card, backbone, public)):
+            fault = "its closed form has a number that is not finite"
     except (KeyError, IndexError, ValueError, RuntimeError, StopIteration, TypeError) as error:
         why = " ".join(str(error).split())
         raise StoreError(f"{folder} does not hold the tensors that its card describes ({why}): fit it again") from error
@@ -128,6 +129,12 @@ def _faults(
             yield f"it holds a number that is not finite, in {name}"
 
 
+def _is_finite(compartment: Compartment) -> bool:
+    """Return whether the closed forms are, which were merged when the compartment was opened."""
+    forms = [compartment.closed_form, *(own.closed_form for own in compartment.classes.values())]
+    return all(bool(torch.isfinite(tensor).all()) for form in forms for tensor in form.tensors().values())
+
+
 def _form_faults(form: Gaussians, rank: int) -> Iterator[str]:
     """Yield what a closed form of this rank cannot be."""
     clusters, dimension = len(form.log_share), form.shape[0] * form.shape[1] * form.shape[2]
@@ -142,6 +149,9 @@ def _form_faults(form: Gaussians, rank: int) -> Iterator[str]:
     for name, tensor in form.tensors().items():
         if tuple(tensor.shape) != expected[name]:
             yield f"its closed form has {name} of shape {tuple(tensor.shape)}, expected {expected[name]}"
+            return
+        if tensor.dtype != torch.float32:
+            yield f"its closed form has {name} of type {tensor.dtype}, expected torch.float32"
             return
         if not bool(torch.isfinite(tensor).all()):
             yield f"its closed form holds a number that is not finite, in {name}"

@@ -15,10 +15,10 @@ from typing import Any
 from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forgetting import forget_source, pending_of
+from cdm_lightning.forgetting import forget_source, pending_of, trace
 from cdm_lightning.private_runs import learned_data, mark_private
-from cdm_lightning.store import EXCLUSIONS, Store
-from cdm_lightning.tensor_files import remove_unfinished, write_atomic
+from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, Store
+from cdm_lightning.tensor_files import file_sha256, remove_unfinished, write_atomic
 from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -50,7 +50,7 @@ def forget_samples(config: Any) -> dict[str, Any]:
         BadInput: a sample, the shards or the store cannot be used.
     """
     store = Store.open(Path(config.store))
-    root = config.root or fit_record(store).root
+    root = config.root or fit_record(store, config.source).root
     if root is None:
         raise BadInput("the shards that hold the samples are not known: name their folder with --root")
     wanted = frozenset(config.sample or ()) | (read_keys(Path(config.list)) if config.list else frozenset())
@@ -137,15 +137,26 @@ def _forget(store: Store, root: str, source: str, keys: Iterable[str]) -> dict[s
     with claimed(store.runs, source, "forgotten"):
         pending = _begin(store, source)
         add_forgotten(store.path / EXCLUSIONS, source, keys)
+        removed = _remove_runs(store, source)
         if store.has_compartment(source) and store.read_card(source).epsilon is not None:
             mark_private(store, source)
-        for features in (store.runs / "sources" / source).glob("*.safetensors"):
-            features.unlink()  # of held-out images
     done: dict[str, Any] = {"removed": [], "outputs": [], "before": None, "after": None}
     if pending.exists():
         done |= _learned_anew(store, root, source, pending)
         pending.unlink()
+    done["removed"] = removed + done["removed"]
     return done | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _remove_runs(store: Store, source: str) -> list[dict[str, Any]]:
+    """Remove features of held-out images and states of training, without a compartment all runs; return what it was."""
+    own = store.runs / "sources" / source
+    names = ("*.safetensors", "*.ckpt") if store.folder(source).is_dir() else ("*",)
+    removed = []
+    for path in sorted({path for name in names for path in own.rglob(name) if path.is_file()}):
+        removed.append(asdict(trace(store, path)))
+        path.unlink()
+    return removed
 
 
 def _begin(store: Store, source: str) -> Path:
@@ -157,7 +168,7 @@ def _begin(store: Store, source: str) -> Path:
     recorded = store.runs / "sources" / source / "config.yaml"
     pending = pending_of(store, source)
     remove_unfinished(pending)
-    if store.has_compartment(source):
+    if store.folder(source).is_dir():
         if not recorded.is_file():
             raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
         pending.parent.mkdir(exist_ok=True)
@@ -171,12 +182,17 @@ def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[st
     """
     from cdm_lightning.refit import recipe_of, refit
 
-    data, before = recipe_of(config, store.path, source, root).data(), store.compartments_sha256().get(source)
-    if before is not None and learned_data(store, source) == data.data_sha256(source):
+    data, before = recipe_of(config, store.path, source, root).data(), _sha256(store, source)
+    if store.has_compartment(source) and learned_data(store, source) == data.data_sha256(source):
         return {"before": before, "after": before}
     gone = forget_source(store, source)
     if data.class_counts(source):
         refit(config, store.path, source, root)
-    removed = [asdict(trace) for trace in gone.removed]
-    after = store.compartments_sha256().get(source)
-    return {"removed": removed, "outputs": gone.outputs, "before": before, "after": after}
+    removed = [asdict(one) for one in gone.removed]
+    return {"removed": removed, "outputs": gone.outputs, "before": before, "after": _sha256(store, source)}
+
+
+def _sha256(store: Store, source: str) -> str | None:
+    """Return the sha256 of a source's tensors; None, if there are none."""
+    path = store.folder(source) / COMPARTMENT
+    return file_sha256(path) if path.is_file() else None

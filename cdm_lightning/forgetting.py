@@ -71,10 +71,7 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         raise UnknownSource(source, store.sources(), f"the store {store.path}")
     tensors = {one: store.folder(one) / COMPARTMENT for one in store.sources()}
     sha256 = {one: file_sha256(path) for one, path in tensors.items() if path.is_file()}
-    removed = [
-        Trace(str(path.relative_to(store.path)), file_sha256(path), path.stat().st_size)
-        for path in traces(store, source)
-    ]
+    removed = [trace(store, path) for path in traces(store, source)]
     if not dry_run:
         with claimed(store.runs, source, "forgotten"):
             _remove(store, source)
@@ -86,6 +83,11 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
         store.info.backbone_sha256,
         [str(path) for path in outputs_of(store.runs, source)],  # last: see `image_folder.make_folder`
     )
+
+
+def trace(store: Store, path: Path) -> Trace:
+    """Return what a receipt says of a file of a store."""
+    return Trace(str(path.relative_to(store.path)), file_sha256(path), path.stat().st_size)
 
 
 def _remove(store: Store, source: str) -> None:

@@ -34,12 +34,12 @@ def verify_forgotten(config: Any) -> list[Check]:
     if config.against is not None:
         checks += comparison(store, Store.open(Path(config.against)), config.source)
     if config.retrain:
-        root = config.root or fit_record(store).root
-        if root is None:
+        roots = {source: config.root or fit_record(store, source).root for source in store.sources()}
+        if None in roots.values():
             raise BadInput("--retrain needs the shards of the remaining sources: name their folder with --root")
         with tempfile.TemporaryDirectory() as place:
             again = fitted_again(
-                store, Path(place) / "again", lambda file, into, source: _fit(file, into, source, root)
+                store, Path(place) / "again", lambda file, into, source: _fit(file, into, source, str(roots[source]))
             )
             checks += [check for check in comparison(store, again, config.source) if ": " in check.said]
     return checks

@@ -39,7 +39,7 @@ def check_agreement(root: Path, manifests: Sources, plan: Plan, split: str | Non
     }
     for setting, (value, fault) in findings.items():
         if fault:
-            raise ShardError(f"data.{setting} is {value}, but the shards in '{root}' {fault}, or write them again")
+            raise ShardError(f"data.{setting} is {value}, but the shards in '{root}' {fault}, or write them elsewhere")
 
 
 def check_shape(root: Path, manifest: Manifest, plan: Plan) -> None:
@@ -122,12 +122,12 @@ def split_fault(sources: Sources, split: str, is_default: bool) -> str | None:
 
 
 def _random_parts(sources: Sources) -> int | None:
-    """Return N if the sources are random parts of N by our hash."""
+    """Return N if the sources are random parts of N by our hash; not 1, of which any source could be the part."""
     if not sources or not all(re.fullmatch(r"part[0-9]+", name) for name in sources):
         return None
     top = max(int(name.removeprefix("part")) for name in sources)
     candidates = _candidates(top, sum(len(manifest.samples) for manifest in sources.values()))
-    return next((number for number in candidates if _are_parts(sources, number)), None)
+    return next((number for number in candidates if number > 1 and _are_parts(sources, number)), None)
 
 
 def _are_parts(sources: Sources, number: int) -> bool:

@@ -4,12 +4,15 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from cdm_lightning.errors import BadInput
 from datamodules.names import is_key
+
+HASH = re.compile("[0-9a-f]{64}")
 
 
 def read_keys(path: Path) -> frozenset[str]:
@@ -70,11 +73,13 @@ def _forgotten(folder: Path, source: str) -> tuple[str, frozenset[str]]:
     if not path.exists():
         return "", frozenset()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        secret, hashes = str(values.pop("secret")), frozenset(map(str, values.pop("samples")))
-        if values not in ({}, {"seal": _seal(secret, hashes)}):
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        secret, samples = values.pop("secret"), values.pop("samples")
+        if not isinstance(samples, list) or not all(HASH.fullmatch(text) for text in (secret, *samples)):
+            raise ValueError("it holds something else than hashes")
+        if values not in ({}, {"seal": _seal(secret, samples)}):
             raise ValueError("it is not as it was written")
-        return secret, hashes
+        return secret, frozenset(samples)
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{path} is damaged ({error}): restore it from a copy; without it, samples that were forgotten would be "

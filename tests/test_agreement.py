@@ -62,7 +62,7 @@ def test_changed_settings_are_told(name: str, changed: Settings, fault: str, roo
     with pytest.raises(ShardError) as caught:
         ShardDataModule(str(roots / name), **WRITTEN[name] | changed).prepare()
     assert re.search(fault, str(caught.value))
-    assert str(caught.value).endswith(", or write them again")
+    assert str(caught.value).endswith(", or write them elsewhere")
     assert f"but the shards in '{roots / name}' " in str(caught.value)
 
 

@@ -123,6 +123,19 @@ def without_its_mean(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> 
     del tensors["fine.mean"]
 
 
+def of_doubles(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
+    tensors["fine.mean"] = tensors["fine.mean"].double()
+
+
+def of_an_empty_cluster(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
+    """Enough images for two Gaussians, the second one of none of them."""
+    for name in [name for name in tensors if name.startswith("fine.")]:
+        tensors[name] = torch.cat([tensors[name]] * 2)
+    tensors["fine.mean"][1] += 1
+    tensors["fine.log_share"][1] = -1e4
+    card["n"], card["class_counts"] = 600, {"digit1": 600}
+
+
 def of_more_images(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
     card["n"] = 10**6
 
@@ -139,6 +152,8 @@ def of_more_images(tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> No
         (of_a_wider_prompt, "does not hold the tensors that its card describes"),
         (without_its_mean, "does not hold the tensors that its card describes"),
         (of_more_images, "its card says 1000000"),
+        (of_doubles, "its closed form has mean of type torch.float64, expected torch.float32"),
+        (of_an_empty_cluster, "its closed form has a number that is not finite"),
     ],
 )
 def test_a_compartment_that_cannot_be_one_is_refused(

@@ -131,6 +131,42 @@ def test_nothing_is_lost_wherever_it_is_cut(mine: Path, workplace: Path, tmp_pat
         shutil.rmtree(cut)
 
 
+def test_an_unfinished_training_on_the_image_goes(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = export_backbone(Store.open(store), tmp_path / "mine").path
+    checkpoints = ("--trainer.enable_checkpointing", "true", "--checkpoint_every", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_compartment", interrupted)
+        with pytest.raises(RuntimeError, match="lost power"):
+            fit(place, "[digit1]", *KINDS["tokens"], *checkpoints)
+    own = place / "runs" / "sources" / "digit1"
+    assert list(own.glob("*.ckpt"))
+    key = keys_of(workplace, "digit1", "train")[4]
+    assert forget(place, workplace, "--sample", key, "--json", str(tmp_path / "receipt.json")) == 0
+    assert not [path for path in own.rglob("*") if path.is_file()]
+    removed = json.loads((tmp_path / "receipt.json").read_text())["sources"]["digit1"]["removed"]
+    assert "runs/sources/digit1/last.ckpt" in [one["path"] for one in removed]
+
+
+def interrupted(*_: Any) -> None:
+    raise RuntimeError("lost power")
+
+
+@pytest.mark.parametrize("missing", ["README.md", "card.json", "compartment.safetensors"])
+def test_what_lacks_a_file_is_taken_for_having_learned_it(
+    missing: str, mine: Path, stores: dict[str, Path], workplace: Path, tmp_path: Path
+) -> None:
+    """And damage in another source is no obstacle."""
+    (mine / "compartments" / "digit1" / missing).unlink()
+    (mine / "compartments" / "digit0" / "compartment.safetensors").unlink()
+    key = keys_of(workplace, "digit1", "train")[4]
+    assert forget(mine, workplace, "--sample", key) == 0
+    whole = Path(shutil.copytree(stores["none"], tmp_path / "whole"))
+    assert forget(whole, workplace, "--sample", key) == 0
+    assert tree(mine / "compartments" / "digit1") == tree(whole / "compartments" / "digit1")
+
+
 def test_an_unknown_sample(mine: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, key = tree(mine), keys_of(workplace, "digit1", "train")[0]
     assert forget(mine, workplace, "--sample", f"{key}x") == 2
@@ -201,6 +237,10 @@ def test_the_list_is_of_keyed_hashes(tmp_path: Path) -> None:
     for damaged in ({"samples": [flipped, *whole["samples"][1:]]}, {"samples": whole["samples"][1:]}, {"x": 1}):
         (tmp_path / "ann.json").write_text(json.dumps(whole | damaged))
         with pytest.raises(BadInput, match="ann.json is damaged .it is not as it was written"):
+            forgotten_keys(tmp_path, "ann", ["a1"])
+    for other in ({"secret": "", "samples": ["ab"]}, {"secret": "00" * 32, "samples": "abc"}, "x", 5, None):
+        (tmp_path / "ann.json").write_text(json.dumps(other))
+        with pytest.raises(BadInput, match="ann.json is damaged"):
             forgotten_keys(tmp_path, "ann", ["a1"])
     (tmp_path / "ann.json").write_text("{}")
     with pytest.raises(BadInput, match="ann.json is damaged .* would be learned again"):
