@@ -159,7 +159,7 @@ class ConfiguredRecipe:
             BadInput: it cannot.
         """
         try:
-            return self.trainer(Phase("backbone", "public", 1, 1), Path(self.config.store) / "runs", self.max_steps)
+            return ConfiguredRecipe.trainer(self, Phase("backbone", "public", 1, 1), Path("."), self.max_steps)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise BadInput(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -365,8 +365,8 @@ def check_traces_are_kept_per_source_or_named(place: Place) -> None:
 def break_traces_are_kept_per_source_or_named(patch: Patch) -> None:
     """Save the configuration as it was given, with the list of sources."""
 
-    def careless(recipe: ConfiguredRecipe, phase: Phase, folder: Path) -> None:
-        recipe.parser.save(recipe.config, folder / "config.yaml", overwrite=True)
+    def careless(recipe: ConfiguredRecipe, phase: Phase, file: Path) -> None:
+        recipe.parser.save(recipe.config, file, overwrite=True)
 
     patch.setattr(ConfiguredRecipe, "save_config", careless)
 
