@@ -48,7 +48,7 @@ def images_behind(fine: Sequence[Gaussians], images: Sequence[int], group: Tenso
     """
     owner = torch.cat([torch.full((len(form.mean),), i) for i, form in enumerate(fine)])
     own = torch.tensor(images, dtype=torch.float64)
-    held = torch.cat([n * form.log_share.double().exp().cpu() for n, form in zip(images, fine, strict=True)])
+    held = _held(fine, images)
     mass = torch.zeros(len(fine), int(group.max()) + 1, dtype=torch.float64)
     mass.index_put_((owner, group), held, accumulate=True)
     shared = (mass > 0).double()
@@ -72,9 +72,14 @@ def groups_of(fine: Gaussians, groups: int) -> Tensor:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
 
 
+def _held(fine: Sequence[Gaussians], images: Sequence[int]) -> Tensor:
+    """Return the numbers of images [cluster] of all clusters of several mixtures."""
+    return torch.cat([n * form.log_share.double().exp().cpu() for n, form in zip(images, fine, strict=True)])
+
+
 def images_in(fine: Sequence[Gaussians], images: Sequence[int], group: Tensor) -> Tensor:
     """Return the numbers of images [group] in what several mixtures are merged into; see `images_behind`."""
-    held = torch.cat([n * form.log_share.double().exp().cpu() for n, form in zip(images, fine, strict=True)])
+    held = _held(fine, images)
     return torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, held)
 
 
