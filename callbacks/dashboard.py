@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.board import Layout, log_hyperparameters, log_layout, log_text
 from callbacks.quality import Quality
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.training import CONFIG, UNFINISHED
+from cdm_lightning.store import CONFIG
+from cdm_lightning.training import UNFINISHED
 
 TRAINING: Layout = {
     "Training, all sources": {

@@ -26,8 +26,7 @@ from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.sheets import enlarged
 from cdm_lightning.source_choice import add_source_options, chosen_sources
-from cdm_lightning.store import COMPARTMENT, Store
-from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.store import Store
 from cdm_lightning.validate_command import add_image_options, add_inception_option
 from cdm_lightning.versions import versions
 
@@ -112,7 +111,7 @@ def _circumstances(store: Store, compartments: Compartments, settings: CreditSet
         "sigma_switch": finite_or_text(compartments.sigma_switch),
         "network_evaluations_per_image": compartments.evaluations / images,
         "backbone_sha256": store.info.backbone_sha256,
-        "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in compartments},
+        "compartments_sha256": store.tensors_sha256(compartments),
         "versions": versions(*PACKAGES),
         "threads": torch.get_num_threads(),
     }

@@ -12,7 +12,7 @@ from cdm_lightning.generation import batched, finite_or_text
 from cdm_lightning.joint_classifier import ClassifiedDenoiser, JointClassifier
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.soup import Soup
-from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.store import Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.stratification import strata
 from cdm_lightning.tensor_files import Json, file_sha256
@@ -109,7 +109,7 @@ class Contender:
             "sigma_switch": None if self.sigma_switch is None else finite_or_text(self.sigma_switch),
             "class_counts": dict(self.class_counts),
             "backbone_sha256": store.info.backbone_sha256,
-            "compartments_sha256": {source: file_sha256(store.folder(source) / COMPARTMENT) for source in sources},
+            "compartments_sha256": store.tensors_sha256(sources),
         }
 
 

@@ -113,7 +113,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     """
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
-    sources = sorted(chosen_sources(config))  # draws of a source, and the judge's numbers in kept rows, go by the order
+    sources = chosen_sources(config)
     check_against(config)
     names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
     classifier = kept / CLASSIFIER_FILE

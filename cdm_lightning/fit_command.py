@@ -30,7 +30,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
-PROCESS_KEYS = ("accelerator", "devices", "num_nodes")
 TRAINING_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 
 

@@ -27,8 +27,8 @@ from cdm_lightning.public import fit_public
 from cdm_lightning.ranks import is_rank_zero, wait_for_all
 from cdm_lightning.recipe import Recipe
 from cdm_lightning.source_forms import drafts_of_source, fit_classes, fit_untrained
-from cdm_lightning.store import Store
-from cdm_lightning.training import CONFIG, discard_checkpoint, train
+from cdm_lightning.store import CONFIG, Store
+from cdm_lightning.training import discard_checkpoint, train
 from cdm_lightning.validation import validate_composed
 
 FEW_IMAGES = 20

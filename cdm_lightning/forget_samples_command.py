@@ -17,8 +17,8 @@ from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import forget_source, pending_of, trace
 from cdm_lightning.private_runs import learned_data, mark_private
-from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, Store
-from cdm_lightning.tensor_files import file_sha256, remove_unfinished, write_atomic
+from cdm_lightning.store import CONFIG, EXCLUSIONS, Store
+from cdm_lightning.tensor_files import remove_unfinished, write_atomic
 from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -165,7 +165,7 @@ def _begin(store: Store, source: str) -> Path:
     Raises:
         BadInput: it is not known how the compartment was fitted.
     """
-    recorded = store.runs / "sources" / source / "config.yaml"
+    recorded = store.runs / "sources" / source / CONFIG
     pending = pending_of(store, source)
     remove_unfinished(pending)
     if store.folder(source).is_dir():
@@ -182,17 +182,12 @@ def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[st
     """
     from cdm_lightning.refit import recipe_of, refit
 
-    data, before = recipe_of(config, store.path, source, root).data(), _sha256(store, source)
+    data, before = recipe_of(config, store.path, source, root).data(), store.tensors_sha256([source]).get(source)
     if store.has_compartment(source) and learned_data(store, source) == data.data_sha256(source):
         return {"before": before, "after": before}
     gone = forget_source(store, source)
     if data.class_counts(source):
         refit(config, store.path, source, root)
     removed = [asdict(one) for one in gone.removed]
-    return {"removed": removed, "outputs": gone.outputs, "before": before, "after": _sha256(store, source)}
-
-
-def _sha256(store: Store, source: str) -> str | None:
-    """Return the sha256 of a source's tensors; None, if there are none."""
-    path = store.folder(source) / COMPARTMENT
-    return file_sha256(path) if path.is_file() else None
+    after = store.tensors_sha256([source]).get(source)
+    return {"removed": removed, "outputs": gone.outputs, "before": before, "after": after}

@@ -14,7 +14,7 @@ from cdm_lightning.claim import claimed
 from cdm_lightning.errors import UnknownSource
 from cdm_lightning.outputs import outputs_of
 from cdm_lightning.run_sources import composed_lock, drop_source, files_of
-from cdm_lightning.store import COMPARTMENT, EXCLUSIONS, LEDGER, Store, check_name
+from cdm_lightning.store import EXCLUSIONS, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
 CONTINUAL_RUN = "continual"
@@ -69,8 +69,7 @@ def forget_source(store: Store, source: str, dry_run: bool = False) -> Forgotten
     check_name(source)
     if not _known(store, source):
         raise UnknownSource(source, store.sources(), f"the store {store.path}")
-    tensors = {one: store.folder(one) / COMPARTMENT for one in store.sources()}
-    sha256 = {one: file_sha256(path) for one, path in tensors.items() if path.is_file()}
+    sha256 = store.tensors_sha256(store.sources())
     removed = [trace(store, path) for path in traces(store, source)]
     if not dry_run:
         with claimed(store.runs, source, "forgotten"):

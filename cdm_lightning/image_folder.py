@@ -17,8 +17,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import Batch
 from cdm_lightning.images import encode_png
 from cdm_lightning.sheets import enlarged, grid
-from cdm_lightning.store import COMPARTMENT, Store
-from cdm_lightning.tensor_files import file_sha256
+from cdm_lightning.store import Store
 
 
 def image_rows(
@@ -41,32 +40,27 @@ def by_source(sources: Sequence[str], weights: Tensor) -> dict[str, float]:
     return {source: round(float(weight), 6) for source, weight in zip(sources, weights, strict=True)}
 
 
-def tensors_sha256(store: Store, sources: Sequence[str]) -> dict[str, str]:
-    """Return the sha256 of the tensors of each source; empty, where there are none."""
-    paths = {source: store.folder(source) / COMPARTMENT for source in sources}
-    return {source: file_sha256(path) if path.is_file() else "" for source, path in paths.items()}
-
-
-def make_folder(out: Path, store: Store, sha256: Mapping[str, str]) -> None:
-    """Make the folder of images that were made of these compartments, if the store still has all of them.
+def make_folder(out: Path, store: Store, sources: Sequence[str], sha256: Mapping[str, str]) -> None:
+    """Make the folder of images that were made of these sources' compartments, if the store still has all of them.
 
     A source that is forgotten from now on finds the folder, so it is either listed in the receipt or not written to.
 
     Args:
         out: the folder.
         store: the store.
-        sha256: of the tensors of each source, from before they were read.
+        sources: their names.
+        sha256: of the tensors of each source (see `Store.tensors_sha256`), from before they were read.
 
     Raises:
         BadInput: a source has been forgotten or fitted again meanwhile.
     """
     out.mkdir(parents=True, exist_ok=True)
-    now = tensors_sha256(store, sorted(sha256))
-    for source in now:
-        if now[source] != sha256[source]:
+    now = store.tensors_sha256(sources)
+    for source in sources:
+        if now.get(source) != sha256.get(source):
             with suppress(OSError):
                 out.rmdir()
-            what = "fitted again" if now[source] else "forgotten"
+            what = "fitted again" if source in now else "forgotten"
             raise BadInput(
                 f"the images are not kept: source '{source}' was {what} while they were made; make them anew"
             )

@@ -103,8 +103,7 @@ class CompartmentalizedDiffusion(LightningModule):
         _check_counts(tokens=tokens, lora_rank=lora_rank, rank=rank, clusters=clusters)
         _check_shares(label_dropout=label_dropout, ema_decay=ema_decay)
         _check_rates(learning_rate=learning_rate, prompt_learning_rate=prompt_learning_rate)
-        if not sigma_switch > SIGMA_MIN or math.isnan(sigma_switch):
-            raise BadInput(f"model.sigma_switch is {sigma_switch}; expected a noise level above {SIGMA_MIN}, or inf")
+        _check_switch(sigma_switch)
         if compartment == "head":
             head_of(backbone)
         if strategy == "draft" and guide != "closed_form":
@@ -357,3 +356,9 @@ def _check_rates(**rates: float | None) -> None:
     for key, value in rates.items():
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"model.{key} is {value}; expected a number above 0")
+
+
+def _check_switch(sigma: float) -> None:
+    """Raise BadInput unless it is a noise level, or inf."""
+    if not sigma > SIGMA_MIN:
+        raise BadInput(f"model.sigma_switch is {sigma}; expected a noise level above {SIGMA_MIN}, or inf")

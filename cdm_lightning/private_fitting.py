@@ -35,9 +35,9 @@ from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.releases import note_release, released
 from cdm_lightning.secret_noise import SecretNoise, read_secret
-from cdm_lightning.store import Store
+from cdm_lightning.store import CONFIG, Store
 from cdm_lightning.subsampled_gaussian import multiplier_for
-from cdm_lightning.training import CONFIG, discard_checkpoint
+from cdm_lightning.training import discard_checkpoint
 
 FEW_IMAGES = 20  # released ones
 FILTERED = (

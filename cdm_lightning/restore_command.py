@@ -14,7 +14,7 @@ from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import Batch, Settings, batched, finite_or_text
 from cdm_lightning.given_images import MASKS, read_images, read_mask
-from cdm_lightning.image_folder import by_source, image_rows, make_folder, tensors_sha256, write_pictures
+from cdm_lightning.image_folder import by_source, image_rows, make_folder, write_pictures
 from cdm_lightning.images import from_uint8, to_uint8
 from cdm_lightning.outputs import check_folder, note_output
 from cdm_lightning.packing import open_compartments
@@ -91,7 +91,7 @@ def restore_images(config: Any) -> dict[str, Any]:
     sources = chosen_sources(config)
     names, images = read_images(config.images, store.info.image_shape)
     known = ~read_mask(config.mask, store.info.image_shape)
-    sha256 = tensors_sha256(store, sources)
+    sha256 = store.tensors_sha256(sources)
     compartments = open_compartments(store, sources, sigma_switch=None, device=settings.device)
     restorer = Restorer(compartments, known.to(settings.device), config.sigma or 0.0, settings, config.strategy)
     note_output(store.runs, Path(config.out), compartments)
@@ -119,7 +119,7 @@ def restore_images(config: Any) -> dict[str, Any]:
         "versions": versions(*PACKAGES),
         "images": rows,
     }
-    make_folder(Path(config.out), store, sha256)
+    make_folder(Path(config.out), store, sources, sha256)
     write_pictures(Path(config.out), pictures, report, sheet(images, known, pictures))
     return report
 

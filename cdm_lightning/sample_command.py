@@ -11,7 +11,7 @@ from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, batched, finite_or_text, sample_batch
 from cdm_lightning.guidance import GuidedDenoiser
-from cdm_lightning.image_folder import credited_grid, image_rows, make_folder, tensors_sha256, write_pictures
+from cdm_lightning.image_folder import credited_grid, image_rows, make_folder, write_pictures
 from cdm_lightning.images import to_uint8
 from cdm_lightning.outputs import check_folder, note_output
 from cdm_lightning.packing import open_compartments
@@ -42,15 +42,15 @@ def generate(config: Any) -> dict[str, Any]:
     sources, out = chosen_sources(config), Path(config.out)
     check_folder(out)
     store = Store.open(Path(config.store))
-    sha256 = tensors_sha256(store, sources)
+    sha256 = store.tensors_sha256(sources)
     switch = None if settings.sigma_switch is None else float(settings.sigma_switch)
     compartments = open_compartments(store, sources, sigma_switch=switch, device=settings.device)
     branches = branches_of(compartments, settings)
     composed = branches[-1].composed(settings.strategy)
     model = guided(composed, compartments, settings)
     floor = compartments.public.calibration.floor
-    sources = list(branches[-1] if settings.guidance == 1 else compartments)
-    note_output(store.runs, out, sources)
+    taking_part = list(branches[-1] if settings.guidance == 1 else compartments)
+    note_output(store.runs, out, taking_part)
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
@@ -59,7 +59,7 @@ def generate(config: Any) -> dict[str, Any]:
         rows += image_rows(composed, batch, indices, floor, settings.seed)
     report = {
         "store": config.store,
-        "sources": sources,
+        "sources": taking_part,
         **{name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")},
         "sigma_switch": finite_or_text(compartments.sigma_switch),
         "network_evaluations_per_image": sum(branch.evaluations for branch in branches) / settings.n,
@@ -68,7 +68,7 @@ def generate(config: Any) -> dict[str, Any]:
         "images": rows,
     }
     images = torch.cat(pictures)
-    make_folder(out, store, {source: sha256[source] for source in sources})
+    make_folder(out, store, taking_part, sha256)
     write_pictures(out, images, report, credited_grid(images, report) if config.annotate else None)
     return report
 

@@ -27,6 +27,8 @@ def check_against(config: Any) -> None:
 def chosen_sources(config: Any) -> list[str]:
     """Return the sources that a parsed command line chooses of its store, sorted: their order means nothing.
 
+    Draws of a source, and what is kept of a row of `evaluate`, go by it.
+
     Raises:
         BadInput: none is chosen, one does not exist, or the policy does not grant it.
     """

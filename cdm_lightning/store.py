@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +35,7 @@ CARD = "card.json"
 README = "README.md"
 COMPARTMENT_FILES = (COMPARTMENT, CARD, README)
 RUNS = "runs"
+CONFIG = "config.yaml"  # in the runs of a phase: of what is stored
 EXCLUSIONS = "exclusions"
 LEDGER = "ledger.jsonl"
 LOCK = "compartments.lock"
@@ -256,6 +257,11 @@ class Store:
         """
         chosen = self.sources() if sources is None else self.choose(sources)
         return {source: file_sha256(self.folder(source) / COMPARTMENT) for source in chosen}
+
+    def tensors_sha256(self, sources: Iterable[str]) -> dict[str, str]:
+        """Return the sha256 of compartment.safetensors by source, without sources that have none."""
+        tensors = {source: self.folder(source) / COMPARTMENT for source in sources}
+        return {source: file_sha256(path) for source, path in tensors.items() if path.is_file()}
 
     def _recovered(self) -> Self:
         for source in exchange.unfinished(self.path / "compartments"):

@@ -34,7 +34,7 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
     Timer: "a phase must end after a fixed number of steps, whatever the others took; use max_steps",
     WeightAveraging: "it drifts the frozen weights; what is trained is averaged anyway, see model.ema_decay",
     StochasticWeightAveraging: "it averages frozen weights too; see model.ema_decay",
-    GradientAccumulationScheduler: "noise is drawn per step; use a larger data.batch_size",
+    GradientAccumulationScheduler: REFUSED["accumulate_grad_batches"],
     ModelPruning: "what is pruned is not noted, so another fit would be taken for the same",
     BaseFinetuning: "it freezes and thaws layers; one part is trained at a time, and the rest is frozen anyway",
     BatchSizeFinder: "the batch size would depend on the machine; set data.batch_size",

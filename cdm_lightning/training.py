@@ -13,10 +13,10 @@ from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe
+from cdm_lightning.store import CONFIG
 from cdm_lightning.torch_files import read_torch_file
 
 CHECKPOINT = "last.ckpt"
-CONFIG = "config.yaml"  # of what is stored
 UNFINISHED = "unfinished.yaml"  # configuration of a training that has not ended
 
 
@@ -46,7 +46,7 @@ def train(
     if is_rank_zero():
         folder.mkdir(parents=True, exist_ok=True)
         if not done:
-            clear(folder)
+            _clear(folder)
         recipe.save_config(module.phase, folder / UNFINISHED)
     given: dict[str, Any] = {"datamodule": data}
     if batches is None:
@@ -66,7 +66,7 @@ def train(
         (folder / UNFINISHED).unlink()
 
 
-def clear(folder: Path) -> None:
+def _clear(folder: Path) -> None:
     """Remove what an earlier training has left, but for the configuration of what is stored, which may stay."""
     for path in folder.iterdir():
         if path.is_dir():

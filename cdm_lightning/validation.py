@@ -15,8 +15,7 @@ from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.run_sources import composed_lock, note_sources
-from cdm_lightning.store import Store
-from cdm_lightning.training import CONFIG
+from cdm_lightning.store import CONFIG, Store
 
 VALIDATION_IMAGES = 1000
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 from cdm_lightning import ledger
 from cdm_lightning.card import ENVIRONMENT
 from cdm_lightning.forgetting import traces
-from cdm_lightning.store import BACKBONE, COMPARTMENT_FILES, EXCLUSIONS, INFO, LEDGER, Store, check_name
+from cdm_lightning.store import BACKBONE, COMPARTMENT_FILES, CONFIG, EXCLUSIONS, INFO, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.verification import faults
 
@@ -105,7 +105,7 @@ def fitted_again(store: Store, place: Path, fit: Callable[[Path, Store, str], No
     for source in store.sources():
         if store.read_card(source).epsilon is not None:
             continue  # that would be another release
-        fit(store.runs / "sources" / source / "config.yaml", again, source)
+        fit(store.runs / "sources" / source / CONFIG, again, source)
     return again
 
 

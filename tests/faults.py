@@ -16,6 +16,11 @@ class Fault(BaseException):
     """Stands for a kill: no `except Exception` may catch it."""
 
 
+def lose_power(*_: Any) -> None:
+    """Stands for a function that does not come to its end."""
+    raise RuntimeError("lost power")
+
+
 @contextmanager
 def failing_at(
     number: int, opened: bool = False, error: Callable[[str], BaseException | None] = Fault

@@ -19,9 +19,10 @@ from cdm_lightning.fit_record import fit_record
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.solvers import Denoise
-from cdm_lightning.store import Store
-from cdm_lightning.training import CONFIG, train
+from cdm_lightning.store import CONFIG, Store
+from cdm_lightning.training import train
 from tests.conftest import Fit
+from tests.faults import lose_power
 
 
 def tree(store: Path) -> dict[str, str]:
@@ -269,17 +270,13 @@ def test_a_training_that_does_not_end_leaves_the_record_of_the_stored_one(
     folder = copy / "runs" / "sources" / "digit0"
     before, names = (folder / CONFIG).read_text(), {path.name for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(CompartmentalizedDiffusion, "training_step", interrupted)
+        patch.setattr(CompartmentalizedDiffusion, "training_step", lose_power)
         with pytest.raises(RuntimeError, match="lost power"):
             fit(copy, "[digit0]", *tokens, "3")
     assert (folder / CONFIG).read_text() == before
     assert fit(copy, "[digit0]", *tokens, "3") == 0
     assert (folder / CONFIG).read_text() == before.replace("max_steps: 2", "max_steps: 3") != before
     assert {path.name for path in folder.iterdir()} == names
-
-
-def interrupted(*_: Any) -> None:
-    raise RuntimeError("lost power")
 
 
 def test_a_damaged_card_is_replaced_by_a_fit_that_is_asked_for(

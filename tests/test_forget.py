@@ -18,7 +18,7 @@ import yaml
 
 from cdm_lightning import ledger
 from cdm_lightning.cli import main
-from cdm_lightning.image_folder import make_folder, tensors_sha256
+from cdm_lightning.image_folder import make_folder
 from cdm_lightning.images import encode_png
 from cdm_lightning.outputs import note_output, outputs_of
 from cdm_lightning.packing import unpack_backbone
@@ -355,7 +355,7 @@ def test_images_of_a_source_that_leaves_while_they_are_made_are_not_kept(
 def test_a_folder_that_is_made_in_time_is_in_the_receipt(mine: Path, tmp_path: Path) -> None:
     store = Store.open(mine)
     note_output(store.runs, tmp_path / "out", ["digit1"])
-    make_folder(tmp_path / "out", store, tensors_sha256(store, ["digit1"]))
+    make_folder(tmp_path / "out", store, ["digit1"], store.tensors_sha256(["digit1"]))
     assert receipt(mine, "digit1", tmp_path)["outputs"] == [str(tmp_path / "out")]
 
 

@@ -19,7 +19,7 @@ from cdm_lightning.verification import faults
 from datamodules.exclusions import add_forgotten, forgotten_keys
 from datamodules.manifest import ImageShape, Manifest, Sample, read_manifest, usable
 from tests.conftest import Fit
-from tests.faults import Fault, failing_at, operations_of
+from tests.faults import Fault, failing_at, lose_power, operations_of
 from tests.test_forget import tree
 
 KINDS = {"none": (), "tokens": ("--model.compartment", "tokens", "--trainer.max_steps", "5")}
@@ -137,7 +137,7 @@ def test_an_unfinished_training_on_the_image_goes(
     place = export_backbone(Store.open(store), tmp_path / "mine").path
     checkpoints = ("--trainer.enable_checkpointing", "true", "--checkpoint_every", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_compartment", interrupted)
+        patch.setattr(Store, "write_compartment", lose_power)
         with pytest.raises(RuntimeError, match="lost power"):
             fit(place, "[digit1]", *KINDS["tokens"], *checkpoints)
     own = place / "runs" / "sources" / "digit1"
@@ -147,10 +147,6 @@ def test_an_unfinished_training_on_the_image_goes(
     assert not [path for path in own.rglob("*") if path.is_file()]
     removed = json.loads((tmp_path / "receipt.json").read_text())["sources"]["digit1"]["removed"]
     assert "runs/sources/digit1/last.ckpt" in [one["path"] for one in removed]
-
-
-def interrupted(*_: Any) -> None:
-    raise RuntimeError("lost power")
 
 
 @pytest.mark.parametrize("missing", ["README.md", "card.json", "compartment.safetensors"])
