@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 from cdm_lightning.errors import BadInput
 from cdm_lightning.guide_head import GuideHead
 from cdm_lightning.public_weights import Variant, check_weights, read_state_dict
-from cdm_lightning.uvit_layers import PlainBlock, SkipBlock, sinusoidal_embedding, time_layers, unpatchify, with_prompt
+from cdm_lightning.uvit_layers import (
+    PlainBlock,
+    SkipBlock,
+    by_layer,
+    sinusoidal_embedding,
+    time_layers,
+    unpatchify,
+    with_prompt,
+)
 
 
 class Backbone(nn.Module, ABC):
@@ -66,6 +74,8 @@ class UViT(Backbone):
         classes: rows of the label embedding, 0 for none; by default as in `weights`, or 0.
         final_convolution: whether a 3x3 convolution comes last; by default as in `weights`, or true.
         norm_epsilon: what the blocks' LayerNorms add to the variance; by default 1e-5 with `weights`, or 1e-6.
+        prompted: how many blocks, the last ones, see prompt tokens; by default all. The fewer, the less of the network
+            a training step of tokens goes back through.
         weights: a file with the state dict of a public U-ViT, from torch.save or .safetensors, to start from.
 
     Raises:
@@ -85,10 +95,11 @@ class UViT(Backbone):
         classes: int | None = None,
         final_convolution: bool | None = None,
         norm_epsilon: float | None = None,
+        prompted: int | None = None,
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, patch_size, width, depth, heads)
+        _check_sizes(image_size, patch_size, width, depth, heads, prompted)
         tensors = None if weights is None else read_state_dict(weights)
         given = {"time_mlp": time_mlp, "classes": classes, "final_convolution": final_convolution}
         found = Variant() if tensors is None else Variant.of(tensors)
@@ -102,9 +113,16 @@ class UViT(Backbone):
             "depth": depth,
             "heads": heads,
             **variant.differences(),
+            **({} if prompted is None else {"prompted": prompted}),
         }
-        self.weights, self.width, self.channels, self.patch_size = weights, width, channels, patch_size
-        self.prompt_shape = (depth, width)
+        self.weights, self.channels, self.patch_size, self.width, self.depth = (
+            weights,
+            channels,
+            patch_size,
+            width,
+            depth,
+        )
+        self.prompt_shape = (depth if prompted is None else prompted, width)
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.guide_embed = PatchEmbed(image_size, patch_size, 2 * channels, width, bias=False) if guided else None
         self.guide_head = GuideHead(channels, width) if guided else None
@@ -160,11 +178,11 @@ class UViT(Backbone):
         "no class" in weights that were trained for classifier-free guidance.
         """
         embedding = sinusoidal_embedding(time, self.width)
-        tokens, skips = self._first_half(x, embedding, guide, prompt, label)
-        for layer, block in enumerate(self.out_blocks, start=len(skips) + 1):
+        prompts = by_layer(prompt, self.depth)
+        tokens, skips = self._first_half(x, embedding, guide, prompts, label)
+        for block, own in zip(self.out_blocks, prompts[len(skips) + 1 :], strict=True):
             assert isinstance(block, SkipBlock)
-            tokens = block.skip_linear(torch.cat([tokens, skips.pop()], dim=-1))
-            tokens = with_prompt(block, tokens, prompt, layer)
+            tokens = with_prompt(block, block.skip_linear(torch.cat([tokens, skips.pop()], dim=-1)), own)
         patches = self.decoder_pred(self.norm(tokens[:, self.extras :]))
         output: Tensor = self.final_layer(unpatchify(patches, self.channels, self.patch_size))
         head = self.guide_head if head is None else head
@@ -177,13 +195,19 @@ class UViT(Backbone):
 
         The mean of the tokens of each quarter of the image, then their deviation over all of it.
         """
-        tokens = self._first_half(x, sinusoidal_embedding(time, self.width), guide, None, None)[0][:, self.extras :]
+        embedding, prompts = sinusoidal_embedding(time, self.width), by_layer(None, self.depth)
+        tokens = self._first_half(x, embedding, guide, prompts, None)[0][:, self.extras :]
         side = math.isqrt(tokens.shape[1])
         quarters = adaptive_avg_pool2d(tokens.transpose(1, 2).unflatten(2, (side, side)), 2).flatten(1)
         return torch.cat([quarters, tokens.std(1, correction=0)], dim=1)
 
     def _first_half(
-        self, x: Tensor, embedding: Tensor, guide: Tensor | None, prompt: Tensor | None, label: Tensor | None
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        guide: Tensor | None,
+        prompts: Sequence[Tensor | None],
+        label: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the tokens after the middle block, and what the second half's blocks join, the first block's first."""
         tokens: Tensor = self.patch_embed(x)
@@ -191,10 +215,10 @@ class UViT(Backbone):
             tokens = tokens + self.guide_embed(guide)
         tokens = torch.cat([self._extra_tokens(embedding, label), tokens], 1) + self.pos_embed
         skips = []
-        for layer, block in enumerate(self.in_blocks):
-            tokens = with_prompt(block, tokens, prompt, layer)
+        for block, prompt in zip(self.in_blocks, prompts, strict=False):
+            tokens = with_prompt(block, tokens, prompt)
             skips.append(tokens)
-        return with_prompt(self.mid_block, tokens, prompt, len(skips)), skips
+        return with_prompt(self.mid_block, tokens, prompts[len(skips)]), skips
 
     def _extra_tokens(self, embedding: Tensor, label: Tensor | None) -> Tensor:
         """Return the tokens that stand before those of the patches, [batch, extra, width]: label, time."""
@@ -250,7 +274,7 @@ def tensors_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_sizes(image_size: int, patch_size: int, width: int, depth: int, heads: int) -> None:
+def _check_sizes(image_size: int, patch_size: int, width: int, depth: int, heads: int, prompted: int | None) -> None:
     """Raise BadInput that names the key of the first size that does not fit."""
     where = "model.backbone.init_args"
     if image_size % patch_size:
@@ -259,3 +283,5 @@ def _check_sizes(image_size: int, patch_size: int, width: int, depth: int, heads
         raise BadInput(f"{where}.width is {width}; expected a multiple of 2 * heads = {2 * heads}")
     if depth % 2 == 0 or depth < 1:
         raise BadInput(f"{where}.depth is {depth}; expected an odd number of blocks")
+    if prompted is not None and not 1 <= prompted <= depth:
+        raise BadInput(f"{where}.prompted is {prompted}; expected 1 to {depth}, as there are {depth} blocks")

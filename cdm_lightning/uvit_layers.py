@@ -1,6 +1,7 @@
 """The layers of U-ViT (Bao et al. 2023, arXiv 2209.12152), from timm's blocks; parameter names are the public ones."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -19,16 +20,19 @@ class PlainBlock(Block):
         super().__init__(width, heads, qkv_bias=False, norm_layer=norm_layer)  # type: ignore[arg-type]
 
     def beside(self, tokens: Tensor, prompt: Tensor) -> Tensor:
-        """Return the block's output for `tokens` [batch, token, width], which also attend to a `prompt` shaped alike.
+        """Return the block's output for `tokens` [batch, token, width], which also attend to a `prompt`.
 
         It is what the block makes of both of them, but for the prompt's own outputs, which nobody would look at: a
-        prompt has keys and values alone.
+        prompt has keys and values alone. It is [batch, token, width], or [1, token, width] if all rows have the same.
         """
-        count, attention = tokens.shape[1], self.attn
+        attention, width = self.attn, tokens.shape[2]
         assert isinstance(attention, Attention)
-        both: Tensor = attention.qkv(self.norm1(torch.cat([tokens, prompt], dim=1)))
-        query, key, value = both.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query[:, :, :count], key, value).transpose(1, 2).flatten(2)
+        query, seen = attention.qkv(self.norm1(tokens)).split([width, 2 * width], dim=2)
+        beside = attention.qkv(self.norm1(prompt))[..., width:].expand(len(tokens), -1, -1)
+        both = torch.cat([seen, beside], dim=1)
+        key, value = both.unflatten(2, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = query.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + attention.proj(mixed)
         changed: Tensor = tokens + self.mlp(self.norm2(tokens))
         return changed
@@ -61,10 +65,21 @@ def check_width(width: int) -> None:
         raise BadInput(f"model.backbone.init_args.width is {width}; expected an even number, at least 2")
 
 
-def with_prompt(block: nn.Module, tokens: Tensor, prompt: Tensor | None, layer: int) -> Tensor:
-    """Run a block over the tokens, beside this layer's prompt tokens if there are any."""
+def by_layer(prompt: Tensor | None, layers: int) -> Sequence[Tensor | None]:
+    """Return what each of `layers` layers takes of a prompt [batch, layer, token, width]; None is nothing.
+
+    A prompt of fewer layers is that of the last. If it was expanded over the batch, as in training, it is its one row.
+    """
+    if prompt is None:
+        return [None] * layers
+    own = (prompt[:1] if prompt.stride(0) == 0 else prompt).unbind(1)
+    return [None] * (layers - len(own)) + list(own)
+
+
+def with_prompt(block: nn.Module, tokens: Tensor, prompt: Tensor | None) -> Tensor:
+    """Run a block over the tokens, beside its layer's prompt tokens if there are any."""
     assert isinstance(block, PlainBlock)
-    return block(tokens) if prompt is None else block.beside(tokens, prompt[:, layer])
+    return block(tokens) if prompt is None else block.beside(tokens, prompt)
 
 
 def unpatchify(patches: Tensor, channels: int, size: int) -> Tensor:

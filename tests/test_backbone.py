@@ -94,6 +94,38 @@ def test_every_sample_sees_its_own_prompt() -> None:
     assert not torch.allclose(together, backbone(x, time, guide=guide), atol=1e-3)
 
 
+def test_a_prompt_that_all_rows_share_is_as_one_for_each() -> None:
+    """Values and gradient are those of copies of it, which share nothing."""
+    backbone, one = tiny(), torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(2))
+    x, time, guide = inputs(4)
+    shared, copies = one.clone().requires_grad_(), one.repeat(4, 1, 1, 1).requires_grad_()
+    found = backbone(x, time, guide=guide, prompt=shared.expand(4, -1, -1, -1))
+    expected = backbone(x, time, guide=guide, prompt=copies)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
+    found.mul(weight).sum().backward()
+    expected.mul(weight).sum().backward()
+    assert copies.grad is not None
+    torch.testing.assert_close(shared.grad, copies.grad.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_of_the_last_blocks_is_seen_by_them_alone() -> None:
+    """As if the first block looked away, and nothing before the others has a gradient."""
+    whole, x, time, guide = tiny(), *inputs(4)
+    backbone = UViT(**whole.init_args | {"prompted": 2}).eval().requires_grad_(False)
+    backbone.load_state_dict(whole.state_dict())
+    assert backbone.prompt_shape == (2, 16)
+    prompt = torch.randn(4, 3, 2, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    entered: list[bool] = []
+    backbone.mid_block.register_forward_pre_hook(lambda _, given: entered.append(given[0].requires_grad))
+    backbone.mid_block.norm1.register_forward_pre_hook(lambda _, given: entered.append(given[0].requires_grad))
+    found = backbone(x, time, guide=guide, prompt=prompt[:, 1:])
+    first = whole.in_blocks[0]
+    first.beside = lambda tokens, prompt: first(tokens)  # type: ignore[assignment]
+    torch.testing.assert_close(found, whole(x, time, guide=guide, prompt=prompt), rtol=0, atol=0)
+    assert entered == [False, True], "the image's tokens, then the prompt's"
+
+
 def test_patches_come_back_where_they_were() -> None:
     """With an identity in the place of every learned map, the image comes back."""
     backbone = UViT(image_size=8, channels=1, guided=False, patch_size=4, width=16, depth=1, heads=2)
@@ -161,6 +193,8 @@ def test_the_hash_sees_every_bit() -> None:
         ({"depth": 4}, "depth is 4; expected an odd number"),
         ({"classes": -1}, "classes is -1; expected at least 0"),
         ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0; expected a number above 0"),
+        ({"prompted": 0}, "prompted is 0; expected 1 to 3, as there are 3 blocks"),
+        ({"prompted": 4}, "prompted is 4; expected 1 to 3"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes: dict[str, float], said: str) -> None:
@@ -190,9 +224,10 @@ def test_arguments_at_their_defaults_are_not_noted() -> None:
     assert UViT(**(sizes | VARIANT)).init_args == sizes | VARIANT  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("variant", [{}, VARIANT])
+@pytest.mark.parametrize("variant", [{}, VARIANT, {"prompted": 2}])
 def test_constructor_arguments_rebuild_the_network(variant: dict[str, float]) -> None:
     backbone: Backbone = UViT(**(tiny().init_args | variant))
     again = UViT(**backbone.init_args)
     again.load_state_dict(backbone.state_dict())
     assert tensors_sha256(again) == tensors_sha256(backbone)
+    assert again.prompt_shape == backbone.prompt_shape

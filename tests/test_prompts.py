@@ -31,6 +31,7 @@ def stirred(module: nn.Module, seed: int, size: float = 0.2) -> nn.Module:
 
 MADE: dict[str, Callable[[], Backbone]] = {
     "transformer": lambda: UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2),
+    "transformer, half": lambda: UViT(image_size=8, channels=1, patch_size=4, width=16, depth=3, heads=2, prompted=2),
     "ConvNet": lambda: ConvNet(image_size=8, channels=1, features=8, dilations=(1, 2), width=16),
     "U-Net": lambda: UNet(image_size=8, channels=1, features=(8, 16), width=16),
 }

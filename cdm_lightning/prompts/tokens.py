@@ -36,7 +36,9 @@ class Tokens(Prompt):
     @classmethod
     def network(cls, backbone: Backbone, prompts: Sequence[Self], row: Tensor, label: Tensor) -> Network:
         """Return F with the tokens, and the label token, of every row's own source; see `Prompt.network`."""
-        tokens, labels = torch.stack([prompt.tokens for prompt in prompts])[row], label_tokens(prompts, row, label)
+        one, labels = prompts[0].tokens, label_tokens(prompts, row, label)
+        alone = len(prompts) == 1
+        tokens = one.expand(len(row), -1, -1, -1) if alone else torch.stack([each.tokens for each in prompts])[row]
         return partial(backbone, prompt=tokens if labels is None else torch.cat([tokens, labels], dim=2))
 
     @property
