@@ -5,8 +5,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from cdm_lightning.images import spread
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.validation import VALIDATION_IMAGES
+from cdm_lightning.reference import HELDOUT_IMAGES
 
 
 class HeldOut(Callback):
@@ -26,9 +27,9 @@ class HeldOut(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: object
     ) -> None:
-        """Keep the first images of one source."""
+        """Keep images of one source, as many as are looked at."""
         if len(batch["image"]):
-            self.held_out[batch["source"]] = batch["image"][:VALIDATION_IMAGES]
+            self.held_out[batch["source"]] = spread(batch["image"], HELDOUT_IMAGES)
 
 
 def steps_of(trainer: Trainer, module: CompartmentalizedDiffusion) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.images import from_uint8
+from cdm_lightning.images import from_uint8, spread
 from cdm_lightning.seeding import generator, normal
 
 DRAWS = 16
@@ -198,7 +198,7 @@ def images_credited(sources: int) -> int:
 
 
 def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[str, Tensor]) -> HeldOutCredits | None:
-    """Return how the first held-out images of every source are credited, or None if a source of the model has none.
+    """Return how held-out images of every source are credited, or None if a source of the model has none.
 
     Args:
         composed: gives the weights.
@@ -208,8 +208,8 @@ def heldout_credits(composed: ComposedDenoiser, floor: float, held_out: Mapping[
     if not all(len(held_out.get(source, ())) for source in composed.sources):
         return None
     most = images_credited(len(composed.sources))
-    images = [from_uint8(held_out[source][:most]) for source in composed.sources]
-    few = [x_0[:IMAGES_PER_LEVEL] for x_0 in images]
+    images = [from_uint8(spread(held_out[source], most)) for source in composed.sources]
+    few = [spread(x_0, IMAGES_PER_LEVEL) for x_0 in images]
     with torch.inference_mode():
         credits = _by_source(credits_of(composed, torch.cat(images), floor), images)
         by_sigma = [_by_source(weights_at(composed, torch.cat(few), sigma), few) for sigma in SIGMAS]

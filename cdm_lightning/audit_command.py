@@ -22,7 +22,7 @@ from cdm_lightning.fit_record import fit_record
 from cdm_lightning.gaussian_mechanism import epsilon_of
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.generation import Settings
-from cdm_lightning.images import from_uint8
+from cdm_lightning.images import from_uint8, spread
 from cdm_lightning.line_up import note_outputs, opened_models, with_switch
 from cdm_lightning.membership import FALSE_POSITIVES, LEAST, SIGMAS
 from cdm_lightning.memorization import Images
@@ -179,7 +179,7 @@ def canary_report(card: Card, images: Tensor, frame: Frame, releases: int) -> di
         privacy = replace(privacy, prompt_share=float(card.settings["prompt_share"] or 0))
     shares = privacy.shares(card.steps > 0)
     assert shares is not None
-    flat = from_uint8(images[:MOST_IMAGES]).flatten(1).double()
+    flat = from_uint8(spread(images, MOST_IMAGES)).flatten(1).double()
     found = least_epsilon(*scores(flat, frame, shares.form, clusters, releases), delta)
     form = epsilon_of(shares.form, delta)
     said = {"source": card.source, "epsilon_at_least": found, "closed_form": form, "stated": stated, "delta": delta}

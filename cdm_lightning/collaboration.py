@@ -20,7 +20,7 @@ from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
 from cdm_lightning.releases import note_release
-from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_name, read_folder
+from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_new_name, read_folder
 
 Taken = Literal["added", "replaced", "up to date"]
 ROUNDING = 1e-3  # of what must be one, in float32
@@ -67,7 +67,7 @@ def add_compartment(store: Store, folder: Path, replace: bool = False) -> tuple[
     """
     files = _files(folder)
     tensors, card = read_folder(folder, store.info.backbone_sha256)
-    check_name(card.source)
+    check_new_name(card.source)
     backbone, public = unpack_backbone(*store.read_backbone())
     try:
         fault = next(_faults(card, files, tensors, public, store), None)

@@ -17,6 +17,7 @@ from cdm_lightning.evaluation import composed_errors
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fidelity import composed_fidelity
 from cdm_lightning.generation import Settings
+from cdm_lightning.images import spread
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.reference import images_sha256, references_of
 from cdm_lightning.store import LEDGER, Store
@@ -54,7 +55,7 @@ def measured(
     compartments = open_compartments(store, sorted(event.present), sigma_switch=None, device=settings.device)
     composed = compartments.composed(settings.strategy)
     images = {source: held_out[source].to(settings.device) for source in composed.sources if len(held_out[source])}
-    few = {source: some[:credited] for source, some in images.items()}
+    few = {source: spread(some, credited) for source, some in images.items()}
     credits = heldout_credits(composed, compartments.public.calibration.floor, few)
     scores = None
     if extractor is not None:

@@ -71,7 +71,7 @@ def _settings(record: dict[str, Any]) -> str:
     sampled = f"n {record['n']}, {record['sampler']} {record['steps']} steps, {record['strategy']}, "
     return (
         f"{sampled if record['extractor'] != 'none' else ''}seed {record['seed']}, extractor {record['extractor']}, "
-        f"held-out images of {record['root']}: errors at sigma {record['heldout_error_sigma']:g} of the first "
+        f"held-out images of {record['root']}: errors at sigma {record['heldout_error_sigma']:g} of "
         f"{record['heldout_error_images']} of each source, accuracy of {record['accuracy_images']}"
     )
 

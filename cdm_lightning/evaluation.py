@@ -8,7 +8,7 @@ from torch import Tensor
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.denoiser import per_image
-from cdm_lightning.images import from_uint8
+from cdm_lightning.images import from_uint8, spread
 from cdm_lightning.seeding import generator
 
 SIGMAS = (5.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -60,14 +60,14 @@ def heldout_errors(
 
 
 def composed_errors(composed: ComposedDenoiser, held_out: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the composed model's error at sigma 0.3 on the first held-out images of each of its sources that has any.
+    """Return the composed model's error at sigma 0.3 on a few held-out images of each of its sources that has any.
 
     Args:
         composed: the model.
         held_out: uint8 [n, channel, height, width] by source; those of other sources are not looked at.
     """
     images = {
-        source: from_uint8(held_out[source][:COMPOSED_IMAGES])
+        source: from_uint8(spread(held_out[source], COMPOSED_IMAGES))
         for source in composed.sources
         if len(held_out.get(source, ()))
     }

@@ -43,7 +43,8 @@ def composed_fidelity(
     """Return `fidelity` to the held-out images of all its sources, or None if one of them has no reference."""
     if not all(source in references for source in composed.sources):
         return None
-    return fidelity(composed, joined(references, composed.sources), extractor, shape, settings)
+    prior = dict(zip(composed.sources, composed.prior.tolist(), strict=True))
+    return fidelity(composed, joined(references, prior), extractor, shape, settings)
 
 
 def sampled_images(composed: ComposedDenoiser, shape: tuple[int, int, int], settings: Settings) -> Tensor:

@@ -15,7 +15,9 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-IMAGES_PER_CLUSTER = 250  # fewer make a covariance that does not fit new images; measured, see the README
+IMAGES_PER_CLUSTER = (
+    250  # fewer make a covariance that does not fit new images; measured, see benchmarks/measurements.md
+)
 MOST_CLUSTERS = 10
 
 

@@ -17,7 +17,6 @@ from cdm_lightning.seeding import image_generators, normal
 from cdm_lightning.strategy import Strategy
 
 Start = Literal["noise", "switch"]
-CHANNEL_NAMES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)

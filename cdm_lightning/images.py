@@ -30,6 +30,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def spread(images: Tensor, most: int) -> Tensor:
+    """Return at most `most` of images [n, ...], evenly spaced in their order.
+
+    Images come in the order of their keys, and those of a folder begin with its name: the first ones would be of one
+    folder, and so perhaps of one class.
+    """
+    if len(images) <= most:
+        return images
+    return images[torch.arange(most) * len(images) // most]
+
+
 def encode_png(image: Tensor) -> bytes:
     """Encode one image, uint8 [channel, height, width] with 1 or 3 channels, as PNG; same input, same bytes."""
     array = image.permute(1, 2, 0).numpy()

@@ -68,7 +68,8 @@ class CompartmentalizedDiffusion(LightningModule):
         label_dropout: the share of the training images whose label a prompt is not told.
         ema_decay: of the running average of what is trained, which is what is stored.
         rank: directions that a cluster of a closed form keeps.
-        clusters: of a source's closed form, at most; one for every 250 images.
+        clusters: Gaussians of a source that are stored, at most; one for every 50 images. Its closed form has one for
+            every 250, merged from these.
         evidence: what weighs the sources.
         strategy: how sources are composed; see `ComposedDenoiser`.
         sigma_switch: above this noise level every denoiser is a closed form; inf turns that off.

@@ -11,6 +11,7 @@ from cdm_lightning.attribution import IMAGES
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fit_record import fit_record
+from cdm_lightning.images import spread
 from cdm_lightning.near_copies import nearest
 from cdm_lightning.store import Store
 from cdm_lightning.validate_command import place_of_images, shard_data
@@ -48,7 +49,7 @@ class Shards:
         there = [source for source in sources if source in data.available_sources()]
         if config.root is not None and not there:
             raise BadInput(f"--root, '{root}', has no shards of {', '.join(sources)}: give the folder of their shards")
-        return cls(root, data, {source: data.images(source, HELDOUT)[1][:IMAGES] for source in there})
+        return cls(root, data, {source: spread(data.images(source, HELDOUT)[1], IMAGES) for source in there})
 
     def add_nearest(
         self, rows: list[dict[str, Any]], pixels: Tensor, k: int, extractor: FeatureExtractor | None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.released_statistics import Cells, Moments, Noise, Sums, release_moments, release_sums
@@ -184,10 +185,16 @@ def _covariance(
     weight = spread / (spread + (noise**2 / 2) * (1 + torch.eye(len(size), dtype=size.dtype)))
     shrunk = prior + directions @ (weight * (directions.T @ (moment - prior) @ directions)) @ directions.T
     values, vectors = _spectrum(shrunk)
-    left = (float(values[rank:].sum()) + outside * rest) / (dimension - rank)
+    released = min(rank, len(values))
+    left = (float(values[released:].sum()) + outside * rest) / (dimension - released)
     left = max(left, 1e-3 * energy / dimension)
-    basis = vectors[:, :rank] if kept is None else kept @ vectors[:, :rank]
-    return values[:rank].clamp_min(left), basis, left
+    basis = vectors[:, :released] if kept is None else kept @ vectors[:, :released]
+    missing = rank - released
+    return (
+        pad(values[:released].clamp_min(left), (0, missing), value=left),
+        pad(basis, (0, missing)),
+        left,
+    )
 
 
 def expected(moment: Tensor, noise: float, energy: float, frame: Frame) -> Tensor:

@@ -53,7 +53,7 @@ class PseudoSources:
             last = len(names) - (0 < pooled < SMALLEST_GROUP)
             group = torch.tensor([places.get(label, last) for label in labels])
         else:
-            groups = min(len(keys) // IMAGES_PER_GROUP, MOST_GROUPS)
+            groups = max(2, min(len(keys) // IMAGES_PER_GROUP, MOST_GROUPS))
             group = cluster_of(images.flatten(1).double(), stable_hash(seed, "public", "groups"), groups)
         return cls(images, tuple(keys), group, folds_of(keys))
 

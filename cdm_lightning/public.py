@@ -137,7 +137,8 @@ def fit_calibration(
         tempered = (density[None] / TEMPERATURES[:, None, None]).log_softmax(1)
         losses.append(-tempered[:, true, torch.arange(len(true))].mean(1))
     best = torch.stack(losses).min(dim=1)
-    return Calibration(levels, TEMPERATURES[best.indices], float(levels[best.values.argmin()]))
+    below = levels < sigma_switch  # at the switch evidence is not tempered
+    return Calibration(levels, TEMPERATURES[best.indices], float(levels[below][best.values[below].argmin()]))
 
 
 def judged_forms(

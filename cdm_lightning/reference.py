@@ -1,8 +1,9 @@
 """The held-out images of each source as metrics see them, kept in a file per source and joined for any subset."""
 
 import hashlib
+import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import Tensor
 from cdm_lightning.errors import UNWRITABLE, StoreError
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.feature_sums import FeatureSums
+from cdm_lightning.images import spread
 from cdm_lightning.tensor_files import Json, json_text, read_tensors, write_tensors
 
 FEWEST = 2  # images that a metric needs on each side
+HELDOUT_IMAGES = 1000  # of a source that are looked at
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,28 @@ class Reference:
     sums: FeatureSums
 
 
-def joined(references: Mapping[str, Reference], sources: Iterable[str]) -> Reference:
-    """Return the reference of the union of at least one source: features in the order of the names, sums added."""
-    chosen = [references[source] for source in sorted(sources)]
+def joined(references: Mapping[str, Reference], prior: Mapping[str, float]) -> Reference:
+    """Return the reference of the union of at least one source: features in the order of the names, sums added.
+
+    A source with HELDOUT_IMAGES may have more, of which the others would then have too great a share: so where there
+    is one, others give no more than the prior lets expect beside it.
+
+    Args:
+        references: by source.
+        prior: lambda_i of the sources that are joined.
+    """
+    whole = [prior[source] for source in prior if len(references[source].features) >= HELDOUT_IMAGES]
+    per_share = HELDOUT_IMAGES / max(whole) if whole else math.inf
+    chosen = [_at_most(references[source], per_share * prior[source]) for source in sorted(prior)]
     return Reference(torch.cat([part.features for part in chosen]), reduce(operator.add, (p.sums for p in chosen)))
+
+
+def _at_most(reference: Reference, images: float) -> Reference:
+    """Return as much of a reference, at least one image."""
+    if len(reference.features) <= images:
+        return reference
+    features = spread(reference.features, max(round(images), 1))
+    return Reference(features, FeatureSums.of(features))
 
 
 def references_of(folder: Path, held_out: Mapping[str, Tensor], extractor: FeatureExtractor) -> dict[str, Reference]:

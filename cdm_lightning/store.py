@@ -42,6 +42,7 @@ LOCK = "compartments.lock"
 INFO = "store.json"
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 PUBLIC = "public"  # under this name the ledger pins store.json, and so all that was fitted on public
+RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone"})  # names with a meaning of their own
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Store:
             BadInput: `card.source` is no name of a source.
         """
         source = card.source
-        check_name(source)
+        check_new_name(source)
         files = {
             COMPARTMENT: pack(tensors, bond(card)),
             CARD: card.to_json().encode(),
@@ -302,6 +303,13 @@ def check_name(source: str) -> None:
         raise BadInput(
             f"'{source}' is no name of a source: expected a lower-case letter, then a-z, 0-9, _ and -, but not {PUBLIC}"
         )
+
+
+def check_new_name(source: str) -> None:
+    """Raise BadInput unless a compartment may be added under this name."""
+    check_name(source)
+    if source in RESERVED:
+        raise BadInput(f"'{source}' cannot name a source: {', '.join(sorted(RESERVED))} are reserved; rename it")
 
 
 def bond(card: Card) -> dict[str, Json]:

@@ -9,15 +9,16 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.fit_record import FitRecord, fit_record
 from cdm_lightning.generation import Settings
+from cdm_lightning.images import spread
 from cdm_lightning.measurement import COMPOSED, measure, report
 from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.strategy import Strategy
 from cdm_lightning.text_tables import aligned
-from cdm_lightning.validation import VALIDATION_IMAGES
 from datamodules import ShardDataModule
 from datamodules.manifest import ImageShape
 from datamodules.names import HELDOUT
@@ -129,7 +130,7 @@ def shard_data(store: Store, root: Path, exclude: str | None) -> ShardDataModule
 
 
 def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | None) -> dict[str, Tensor]:
-    """Return the first held-out images, uint8 [n, channel, height, width], of every source that has shards.
+    """Return held-out images, uint8 [n <= HELDOUT_IMAGES, channel, height, width], of every source that has shards.
 
     Raises:
         BadInput: none of the sources has any, or they are not as large as those of the store.
@@ -145,7 +146,7 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
                 f"source '{source}' in '{root}' has images of size {image.size} with {image.channels} channels, but "
                 f"the store's are of size {size} with {channels}: give --root DIR, with the shards of its fit"
             )
-    images = {source: data.images(source, HELDOUT)[1][:VALIDATION_IMAGES] for source in chosen}
+    images = {source: spread(data.images(source, HELDOUT)[1], HELDOUT_IMAGES) for source in chosen}
     if not any(map(len, images.values())):
         raise BadInput(f"'{root}' has no held-out images of {', '.join(sources)}: give --root DIR, with their shards")
     return images

@@ -9,15 +9,16 @@ from torch.utils.data import DataLoader
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import ShardError, StoreError, UnknownSource
+from cdm_lightning.images import spread
 from cdm_lightning.ledger import locked
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
+from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.run_sources import composed_lock, note_sources
 from cdm_lightning.store import CONFIG, Store
 
-VALIDATION_IMAGES = 1000
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +74,7 @@ def heldout_batches(data: SourceData, sources: list[str]) -> list[dict[str, Any]
     batches = []
     for source in sources:
         try:
-            images = data.images(source, "heldout")[1][:VALIDATION_IMAGES]
+            images = spread(data.images(source, "heldout")[1], HELDOUT_IMAGES)
         except ShardError as error:
             log.warning("validation without source %s: %s", source, error)
             continue

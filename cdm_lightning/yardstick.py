@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cdm_lightning.extractors import FeatureExtractor
+from cdm_lightning.images import spread
 from cdm_lightning.intervals import HalfSamples, score_interval
 from cdm_lightning.metrics import score_name, scores
 from cdm_lightning.near_copies import NearCopies
@@ -63,12 +64,12 @@ class Yardstick:
         judge = None
         if len(heldout) > 1 and judge_images:
             some = {
-                source: source_reference(kept, source, images[:judge_images], extractor).features
+                source: source_reference(kept, source, spread(images, judge_images), extractor).features
                 for source, images in training.items()
             }
             judge = SourceJudge.fit(some, {source: reference.features for source, reference in known.items()})
         copies = NearCopies.of(torch.cat(list(training.values())), torch.cat(list(heldout.values())))
-        return cls(extractor.name, joined(known, known), copies, judge, judge_images, prior)
+        return cls(extractor.name, joined(known, prior), copies, judge, judge_images, prior)
 
     def measure(self, images: Tensor, features: Tensor, seed: int) -> dict[str, Any]:
         """Return scores, their intervals, proportions of sources and the share of near-copies, as JSON.

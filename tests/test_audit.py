@@ -119,7 +119,9 @@ def test_held_out_images_are_not_flagged(
         assert copies[space]["chance"] > 0.05
 
 
-def test_the_report_says_how_to_repeat_it(report: dict[str, Any], digits: ShardDataModule, workplace: Path) -> None:
+def test_the_report_says_how_to_repeat_it(
+    report: dict[str, Any], store: Path, digits: ShardDataModule, workplace: Path
+) -> None:
     assert report["images"] == {
         source: {"training": len(digits.used(source, TRAIN)), "heldout": len(digits.used(source, HELDOUT))}
         for source in SOURCES
@@ -128,7 +130,8 @@ def test_the_report_says_how_to_repeat_it(report: dict[str, Any], digits: ShardD
     assert [report[name] for name in ("n", "steps", "draws", "members", "seed", "sampler")] == [6, 3, 1, 200, 0, "heun"]
     assert report["sigmas"] == [2.0, 1.0, 0.5, 0.2, 0.1]
     assert {"torch", "cdm_lightning", "scikit-learn"} <= set(report["versions"])
-    assert all(row["model"]["backbone_sha256"] for row in report["rows"])
+    backbone = Store.open(store).info.backbone_sha256
+    assert {row["model"]["backbone_sha256"] for row in report["rows"]} == {backbone}
 
 
 def test_groups_are_the_composed_model_and_every_source(report: dict[str, Any]) -> None:

@@ -86,5 +86,5 @@ def test_matrix_writes_its_numbers() -> None:
         (Phase("composed", "horse", 3, 11), "[3/11] composed model"),
     ],
 )
-def test_the_progress_bar_says_phase_source_and_position(phase: Phase, title: str) -> None:
+def test_a_phase_is_named_by_source_and_position(phase: Phase, title: str) -> None:
     assert phase.title == title

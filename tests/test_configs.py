@@ -1,5 +1,6 @@
 """Every shipped configuration parses, by its bare name, from anywhere; misspelt options are told."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,13 @@ def test_a_misspelt_key_in_a_file_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "did you mean 'model.backbone_steps'?" in capsys.readouterr().err
 
 
-def test_no_command_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(command in said for command in ("fit", "shards", "sample", "store"))
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_no_command_prints_the_commands(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of those that the README has a section on."""
+    assert main(arguments) == code
+    listed = {
+        line.split()[0] for line in capsys.readouterr().out.partition("commands:\n")[2].splitlines() if line.strip()
+    }
+    sections = re.findall(r"^### `([a-z][a-z-]*)", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE)
+    assert len(sections) > 10
+    assert set(sections) <= listed

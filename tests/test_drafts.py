@@ -100,12 +100,14 @@ def test_groups_are_labels_and_folds_are_even() -> None:
 
 
 def test_folds_and_choices_survive_the_removal_of_an_image() -> None:
-    images, gone = blobs(), 36
-    kept = [k for k in range(120) if k != gone]
+    images = blobs()
     before = pseudo_sources(images)
+    gone = next(k for k in range(120) if torch.equal(images[k], before.outside_fold(0, 0, 20)[0]))
+    kept = [k for k in range(120) if k != gone]
     after = PseudoSources.cut(images[kept], [KEYS[k] for k in kept], [LABELS[k] for k in kept], seed=0)
     assert torch.equal(after.fold, before.fold[kept])
     assert torch.equal(after.group, before.group[kept])
+    chosen = 0
     for group in range(2):
         for fold in range(FOLDS):
             one, other = before.outside_fold(group, fold, 20), after.outside_fold(group, fold, 20)
@@ -113,6 +115,8 @@ def test_folds_and_choices_survive_the_removal_of_an_image() -> None:
             assert len(one) == len(other) == 20
             assert len(left_out) <= 1
             assert not left_out or torch.equal(left_out[0], images[gone])
+            chosen += len(left_out)
+    assert chosen > 0
 
 
 def test_choices_do_not_depend_on_the_order_of_the_images() -> None:
@@ -145,6 +149,14 @@ def test_one_class_is_cut_into_clusters() -> None:
     pseudo = PseudoSources.cut(torch.cat([blobs()[:60] - 3, blobs()[:60] + 3]), KEYS, ["one"] * 120, seed=0)
     assert len(pseudo.group[:60].unique()) == len(pseudo.group[60:].unique()) == 1
     assert pseudo.group[0] != pseudo.group[60]
+
+
+@pytest.mark.parametrize("n", [40, 60, 99])
+def test_one_small_class_is_cut_too(n: int) -> None:
+    """Of one pseudo-source nothing could be learned about telling sources apart."""
+    images = torch.cat([blobs()[: n // 2] - 3, blobs()[: n - n // 2] + 3])
+    pseudo = PseudoSources.cut(images, KEYS[:n], ["one"] * n, seed=0)
+    assert torch.bincount(pseudo.group).sort().values.tolist() == sorted([n // 2, n - n // 2])
 
 
 def test_small_classes_are_pooled_so_that_every_pseudo_source_has_images() -> None:
@@ -317,6 +329,16 @@ def test_calibration_levels_rise_for_any_switch(fitted: tuple[Public, Drafts], s
     calibration = fit_calibration(fitted[1].pseudo, STRENGTH, seed=0, rank=RANK, sigma_switch=switch)
     assert (calibration.sigma.diff() > 0).all()
     assert calibration.temperature_at(torch.tensor([0.005, 0.02])).isfinite().all()
+
+
+@pytest.mark.parametrize("switch", [1.0, 3.0])
+def test_the_floor_is_a_level_at_which_evidence_is_tempered(switch: float) -> None:
+    """Pseudo-sources that do not differ are best told apart at most noise, but at the switch nothing is tempered."""
+    images = 0.3 * torch.randn(120, *SHAPE, generator=generator(0))
+    pseudo = PseudoSources.cut(images, KEYS, LABELS, seed=0)
+    calibration = fit_calibration(pseudo, STRENGTH, seed=0, rank=RANK, sigma_switch=switch)
+    assert calibration.floor == pytest.approx(float(calibration.sigma[-2]))
+    assert calibration.floor < switch
 
 
 def test_evidence_is_calibrated_by_closed_forms_that_have_not_seen_the_judged_images() -> None:

@@ -21,6 +21,7 @@ from cdm_lightning.images import (
     encode_png,
     from_uint8,
     open_image,
+    spread,
     to_uint8,
 )
 from tests.decoding import decode_image
@@ -69,6 +70,15 @@ def test_to_uint8_goes_to_the_nearest_level_and_clips() -> None:
     assert torch.equal(to_uint8(x_0 + 0.49 * step), LEVELS)
     assert torch.equal(to_uint8(x_0 - 0.49 * step), LEVELS)
     assert to_uint8(torch.tensor([-7.0, -1.001, 1.001, 7.0])).tolist() == [0, 0, 255, 255]
+
+
+def test_images_of_every_folder_are_among_some_of_all() -> None:
+    """Sorted by folder, 60 of one and 40 of another: a tenth of all is a tenth of each."""
+    images = torch.arange(100).reshape(100, 1)
+    assert spread(images, 10).flatten().tolist() == list(range(0, 100, 10))
+    assert spread(images, 3).flatten().tolist() == [0, 33, 66]
+    assert torch.equal(spread(images, 100), images)
+    assert torch.equal(spread(images, 101), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -167,6 +167,19 @@ def test_whatever_the_noise_does_it_is_a_mixture(n: int, directions: int, monkey
         torch.testing.assert_close(form.basis[3].T @ form.basis[3], torch.eye(4, dtype=torch.float64))
 
 
+def test_a_rank_above_what_was_released_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it composes with forms of that rank; oracle: the form of the released rank."""
+    monkeypatch.setattr(private_gaussians, "MOST_DIRECTIONS", 5)
+    x, sigma = images(7, seed=2).reshape(-1, *SHAPE), torch.full((7,), 0.3, dtype=torch.float64)
+    form, same = (
+        fit_private(images(90).reshape(-1, *SHAPE), frame(), mu=1.0, noise=ordinary(1), rank=rank, clusters=2)[0]
+        for rank in (8, 5)
+    )
+    assert form.basis.shape == (2, DIMENSION, 8)
+    torch.testing.assert_close(form.log_density(x, sigma), same.log_density(x, sigma))
+    torch.testing.assert_close(form.denoise(x, sigma), same.denoise(x, sigma))
+
+
 def test_the_estimate_sees_only_what_was_released() -> None:
     """The noise alone, from a frame alone, is the same whatever is around it; images only come in by their sums."""
     one, two = (

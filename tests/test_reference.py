@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdm_lightning import reference
 from cdm_lightning.feature_sums import FeatureSums
 from cdm_lightning.reference import Reference, joined, source_reference
 from cdm_lightning.tensor_files import write_tensors
@@ -34,13 +35,25 @@ def test_a_subset_is_the_sum_of_its_sources(tmp_path: Path, sources: list[str]) 
     """Oracle: its images as one set."""
     extractor = DummyExtractor()
     parts = references(tmp_path, extractor)
-    before, found = extractor.calls, joined(parts, sources)
+    before, found = extractor.calls, joined(parts, dict.fromkeys(sources, 1 / len(sources)))
     features = extractor(torch.cat([IMAGES[source] for source in sorted(sources)]))
     whole = FeatureSums.of(features)
     assert found.sums.n == whole.n == extractor.calls - before
     torch.testing.assert_close(found.features, features)
     torch.testing.assert_close(found.sums.total, whole.total, rtol=1e-9, atol=0)
     torch.testing.assert_close(found.sums.outer, whole.outer, rtol=1e-9, atol=0)
+
+
+def test_a_source_that_has_more_images_than_are_looked_at_keeps_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where 12 images stand for a share of 0.8, those of 0.15 are 2, evenly spaced, and those of 0.05 one."""
+    monkeypatch.setattr(reference, "HELDOUT_IMAGES", 12)
+    found = joined(references(tmp_path, DummyExtractor()), {"b": 0.8, "a": 0.15, "c": 0.05})
+    features = DummyExtractor()(torch.cat([IMAGES["a"][[0, 3]], IMAGES["b"], IMAGES["c"][:1]]))
+    assert torch.equal(found.features, features)
+    torch.testing.assert_close(found.sums.outer, FeatureSums.of(features).outer, rtol=1e-9, atol=0)
+    assert found.sums.n == 15
 
 
 def test_features_are_computed_once(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from cdm_lightning import ledger, store_commands
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
-from cdm_lightning.store import Store
+from cdm_lightning.store import RESERVED, Store
 from cdm_lightning.tensor_files import Json, file_sha256, read_tensors, write_tensors
+from datamodules.names import RESERVED as OF_SHARDS
 from tests.faults import Fault, failing_at, operations_of
 
 BACKBONE = {"weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "scale": torch.tensor(0.5)}
@@ -308,6 +309,17 @@ def test_an_empty_store_has_no_source_to_choose(tmp_path: Path) -> None:
 def test_a_source_is_a_name_and_no_path(store: Store, name: str) -> None:
     with pytest.raises(BadInput, match=r"is no name of a source"):
         store.write_compartment({}, dataclasses.replace(card(store, "a"), source=name))
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED - {"public"}))
+def test_a_name_with_a_meaning_of_its_own_is_no_source(store: Store, name: str) -> None:
+    with pytest.raises(BadInput, match=rf"'{name}' cannot name a source: all, .* are reserved"):
+        store.write_compartment({}, dataclasses.replace(card(store, "a"), source=name))
+    assert not store.folder(name).exists()
+
+
+def test_shards_and_stores_reserve_the_same_names() -> None:
+    assert RESERVED == OF_SHARDS
 
 
 @pytest.mark.parametrize("source", ["a", "c"], ids=["replace", "add"])

@@ -15,6 +15,8 @@ from cdm_lightning.prompts.prompt import START_DEVIATION, Prompt, classes_of, la
 class Tokens(Prompt):
     """`tokens` tokens of their own for every layer, which attention sees beside the image's.
 
+    Backbones without attention add the tokens of a layer up, so more of them only learn faster.
+
     Attributes:
         tokens: [layer, token, width].
     """
