@@ -8,8 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.board import Layout, log_hyperparameters, log_layout, log_text
 from callbacks.quality import Quality
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.store import CONFIG
-from cdm_lightning.training import UNFINISHED
+from cdm_lightning.store import CONFIG, UNFINISHED
 
 TRAINING: Layout = {
     "Training, all sources": {

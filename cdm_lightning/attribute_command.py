@@ -66,6 +66,9 @@ def check(config: Any) -> None:
         raise BadInput(f"--nearest is {config.nearest}; expected a number of images, or 0 for none")
     for name in FILES:
         check_place(name, config[name])
+    places = [Path(config[name]).resolve() for name in (*FILES, "json") if config[name] is not None]
+    if len(set(places)) < len(places):
+        raise BadInput("--csv, --picture and --json name the same file twice: give each its own")
 
 
 def attribute(config: Any) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def _write(config: Any, store: Store, report: dict[str, Any], pixels: Tensor, cr
     for path in (config[name] for name in FILES if config[name] is not None):
         note_output(store.runs, Path(path), report["sources"])
     if config.csv is not None:
-        with Path(config.csv).open("w", newline="", encoding="utf-8") as file:
+        with Path(config.csv).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file, lineterminator="\n").writerows(csv_rows(report))
     if config.picture is not None:
         cut = config.method in OF_COALITIONS and any(row["credits"] is None for row in report["images"])

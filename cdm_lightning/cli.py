@@ -2,13 +2,14 @@
 
 import errno
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.errors import BadInput, Interrupted, did_you_mean
 from cdm_lightning.json_option import check_json, check_place, write_json
 
 MAKE_ROOM = "make room and run the same command again, which goes on from what is finished"
@@ -19,6 +20,8 @@ UNWRITABLE = {
     errno.EACCES: "there is no permission to; choose another place, or change the permissions",
     errno.ENOTDIR: "a part of the path is a file; choose another place",
     errno.EPERM: "there is no permission to; choose another place, or change the permissions",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a link leads back to itself; choose another place",
 }
 USAGE = """usage: python -m cdm_lightning COMMAND [options]
 
@@ -47,7 +50,7 @@ commands:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return its exit code: 0 done, 2 bad input; a fault of ours raises."""
+    """Run one command and return its exit code: 0 done, 2 bad input, above 128 a signal; a fault of ours raises."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     commands = {
         "fit": run_fit,
@@ -72,6 +75,9 @@ def main(arguments: list[str]) -> int:
         if arguments[0] not in commands:
             raise BadInput(f"unknown command '{arguments[0]}'{_command_hint(arguments[0], commands)}")
         commands[arguments[0]](arguments[1:])
+    except (KeyboardInterrupt, Interrupted) as signalled:
+        print("cdm_lightning: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 128 + (signalled.signal if isinstance(signalled, Interrupted) else signal.SIGINT)
     except BadInput as error:
         print(f"cdm_lightning: error: {error}", file=sys.stderr)
         return 2
@@ -219,6 +225,8 @@ def run_forget(arguments: list[str]) -> None:
     from cdm_lightning.forget_command import forget, forget_parser, receipt
 
     config = forget_parser().parse_args(arguments)
+    if sum(word.split("=")[0] == "--source" for word in arguments) > 1:
+        raise BadInput("--source is given more than once: forget one source at a time")
     check_json(config.json)
     if config.sample is None and config.list is None:
         report = forget(config)

@@ -106,9 +106,11 @@ def _composed(report: dict[str, Any]) -> Iterator[str]:
 
 def _compared(report: dict[str, Any]) -> str:
     how = report["compared"]
+    forgotten = report["gone"] or any(row["samples_forgotten"] for row in report["alone"])
     switch = "" if how["sigma_switch"] is None else f", sigma_switch {how['sigma_switch']}"
     return (
         f"compared: {how['n']} images of each source alone and of the composed model ({how['strategy']}{switch}), the "
         f"same noise before and now: seed {how['seed']}, {how['sampler']} {how['steps']} steps, {how['device']}; "
-        f"differences in grey levels of 0..255\n{report['before']} still holds what was forgotten: delete it afterwards"
+        "differences in grey levels of 0..255"
+        + (f"\n{report['before']} still holds what was forgotten: delete it afterwards" if forgotten else "")
     )

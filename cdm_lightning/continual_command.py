@@ -200,6 +200,8 @@ def check_place(path: Path, store: Store) -> None:
     """Raise BadInput if the record would lie in the store, where forgetting a source may leave nothing of it."""
     if path.resolve().is_relative_to(store.path.resolve()):
         raise BadInput(f"--json {path} lies in the store: name a file elsewhere, it keeps numbers of who has left")
+    if picture_of(path) == path:
+        raise BadInput(f"--json {path} is where the picture of the record goes: give it another suffix than .png")
 
 
 def picture_of(path: Path) -> Path:

@@ -11,6 +11,14 @@ class BadInput(Exception):
     """Input that cannot be used. The text says what, where, what was expected and what to do; exit code 2."""
 
 
+class Interrupted(Exception):
+    """A signal has ended a training: `signal` is its number. What is finished is stored."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
+
+
 class UnknownSource(BadInput):
     """A source that does not exist where it was looked for."""
 

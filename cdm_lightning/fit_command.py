@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from callbacks import Attribution, Dashboard, Forgetting, PhaseProgressBar, Quality, SampleGrid, TrainingMonitor
 from cdm_lightning.errors import BadInput
@@ -123,6 +123,12 @@ def quality_of(config: Namespace) -> list[Quality]:
     return [Quality(extractor, *sampled)]
 
 
+def places_of(loggers: Any) -> list[Path]:
+    """Return the folders into which loggers write that a configuration names."""
+    each = loggers if isinstance(loggers, list) else [loggers]
+    return [Path(logger.save_dir) for logger in each if isinstance(logger, Logger) and logger.save_dir is not None]
+
+
 class ConfiguredRecipe:
     """Makes every phase's objects afresh from a parsed configuration; see `cdm_lightning.recipe.Recipe`."""
 
@@ -141,7 +147,9 @@ class ConfiguredRecipe:
             Forgetting(history),
             *self.quality,
         ]
-        check_trainer(config.trainer, self._trainer_settings()["callbacks"] or [])
+        settings = self._trainer_settings()
+        self.outside = places_of(settings["logger"])
+        check_trainer(config.trainer, settings["callbacks"] or [], self.outside, Path(config.store))
         self.max_steps: int = config.trainer.max_steps
         self.privacy = Privacy(**vars(config.privacy))
         self.watched = config.trainer.logger is not False or bool(config.trainer.callbacks)

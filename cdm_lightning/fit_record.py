@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import yaml
 
-from cdm_lightning.store import CONFIG, Store
+from cdm_lightning.store import CONFIG, UNFINISHED, Store
 from cdm_lightning.strategy import Strategy
 
 RECORDS = ("composed", "backbone")  # folders of runs/ that hold a configuration; the newest validation comes first
@@ -32,8 +32,9 @@ def fit_record(store: Store, source: str | None = None) -> FitRecord:
 
     That of a source's own fit comes first, where one is named.
     """
-    for folder in (*([f"sources/{source}"] if source else []), *RECORDS):
-        config = _mapping(store.runs / folder / CONFIG)
+    own = [f"sources/{source}/{name}" for name in (CONFIG, UNFINISHED) if source]
+    for file in (*own, *(f"{folder}/{CONFIG}" for folder in RECORDS)):
+        config = _mapping(store.runs / file)
         data, model = _inner(config, "data"), _inner(config, "model")
         if root := _text(data.get("root")):
             known = {name: name for name in get_args(Strategy)}

@@ -19,6 +19,7 @@ from cdm_lightning.fit_checks import (
     privacy_settings,
 )
 from cdm_lightning.images import from_uint8
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import pack_backbone, pack_compartment, unpack_backbone
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.private_fitting import check_privacy, check_private_store, fit_private_source
@@ -145,6 +146,8 @@ def fit_source(recipe: Recipe, store: Store, phase: Phase, refit: bool) -> bool:
         with clock.part("training", f"{card.steps} training steps"):
             drafts = drafts_of_source(x_0, keys, named, public, settings["clusters"], card.public_mix)
             module.begin_source(phase, public, drafts, compartment)
+            for place in recipe.outside:
+                note_output(store.runs, place, [phase.source])
             train(recipe, module, data, folder, card.steps, asdict(card))
         compartment = module.compartments[phase.source]
     if is_rank_zero():

@@ -17,6 +17,7 @@ from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
 
 SHOWN = 12  # hex digits of a hash in the text
+NOT_FROM_HERE = "its shards, as seen from where it was fitted, but not from here"
 NOT_REMOVED = "made with it, and not removed: delete it if nobody may have it"
 
 
@@ -24,10 +25,8 @@ def forget_parser() -> Parser:
     """Return the parser of `forget`."""
     parser = new_parser("forget", "Remove every trace of a source from a store, and say what is out of reach.")
     parser.add_argument("--store", type=str, required=True, help="the store")
-    parser.add_argument("--source", type=str | None, default=None, help="the source to forget, or that of the samples")
-    parser.add_argument(
-        "--sample", type=str, action="append", default=None, help="key of a sample to forget; may be repeated"
-    )
+    parser.add_argument("--source", type=str, default=None, help="the source to forget, or that of the samples")
+    parser.add_argument("--sample", action="append", default=None, help="key of a sample to forget; may be repeated")
     parser.add_argument("--list", type=str | None, default=None, help="file of keys of samples to forget, one a line")
     parser.add_argument("--everywhere", action="store_true", help="forget the same images in other sources too")
     parser.add_argument("--purge", action="store_true", help="also rewrite the shards, without the samples")
@@ -70,8 +69,11 @@ def forget(config: Any) -> dict[str, Any]:
 
 def out_of_reach(store: Store, forgotten: Forgotten, root: Path | None) -> list[dict[str, str]]:
     """Return what is left of a source outside the store's compartments and runs, and what to do about it."""
-    shards = [] if root is None or not (root / forgotten.source).exists() else [root / forgotten.source]
-    left = [(str(path), "its shards: delete them, or a later fit learns it again") for path in shards]
+    left = []
+    if root is not None and (root / forgotten.source).exists():
+        left.append((str(root / forgotten.source), "its shards: delete them, or a later fit learns it again"))
+    elif root is not None and not root.is_absolute():
+        left.append((str(root / forgotten.source), f"{NOT_FROM_HERE}: delete them, or a later fit learns it again"))
     left += [(path, NOT_REMOVED) for path in forgotten.outputs]
     if (store.path / EXCLUSIONS / f"{forgotten.source}.json").exists():
         left.append((f"{EXCLUSIONS}/{forgotten.source}.json", "keyed hashes of its samples that were forgotten before"))

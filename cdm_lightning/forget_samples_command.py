@@ -53,7 +53,9 @@ def forget_samples(config: Any) -> dict[str, Any]:
     root = config.root or fit_record(store, config.source).root
     if root is None:
         raise BadInput("the shards that hold the samples are not known: name their folder with --root")
-    wanted = frozenset(config.sample or ()) | (read_keys(Path(config.list)) if config.list else frozenset())
+    wanted = frozenset(_named(config.sample)) | (read_keys(Path(config.list), "--list") if config.list else frozenset())
+    if not wanted:
+        raise BadInput(f"--list: '{config.list}' names no sample: write their keys, one a line")
     manifests = _manifests(Path(root))
     purged = _purged(store, manifests, wanted, config.source)
     left = wanted - frozenset().union(*purged.values())
@@ -61,6 +63,8 @@ def forget_samples(config: Any) -> dict[str, Any]:
     if config.purge:
         check_purgeable(Path(root), found.keys.keys())
     done: dict[str, Any] = {}
+    for source in found.keys:
+        _check_refit(store, root, source)
     if not config.dry_run:
         done = {source: _forget(store, root, source, keys) for source, keys in found.keys.items()}
     rewritten = (planned_purge if config.dry_run else purge)(Path(root), found.keys) if config.purge else None
@@ -77,6 +81,19 @@ def forget_samples(config: Any) -> dict[str, Any]:
         "purge": None if rewritten is None else asdict(rewritten),
         "sources": done,
     }
+
+
+def _named(samples: Any) -> list[str]:
+    """Return the keys that `--sample`, or `sample` in a configuration, names.
+
+    Raises:
+        BadInput: one is no text.
+    """
+    keys = [samples] if isinstance(samples, str) else samples or []
+    for key in keys:
+        if not isinstance(key, str):
+            raise BadInput(f"sample {key!r} is no text: write it in quotes")
+    return list(keys)
 
 
 def find(manifests: Mapping[str, Manifest], wanted: frozenset[str], source: str | None, everywhere: bool) -> Found:
@@ -159,18 +176,36 @@ def _remove_runs(store: Store, source: str) -> list[dict[str, Any]]:
     return removed
 
 
+def _check_refit(store: Store, root: str, source: str) -> None:
+    """Raise BadInput if a compartment could not be fitted again: better before anything of it is taken away."""
+    from cdm_lightning.refit import recipe_of
+
+    if store.folder(source).is_dir():
+        recipe_of(_recorded(store, source), store.path, source, root).data().class_counts(source)
+
+
+def _recorded(store: Store, source: str) -> Path:
+    """Return the configuration that a source's compartment was fitted by.
+
+    Raises:
+        BadInput: there is none.
+    """
+    recorded = store.runs / "sources" / source / CONFIG
+    if not recorded.is_file():
+        raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
+    return recorded
+
+
 def _begin(store: Store, source: str) -> Path:
     """Keep the configuration of a compartment for as long as it is to be fitted again; return where.
 
     Raises:
         BadInput: it is not known how the compartment was fitted.
     """
-    recorded = store.runs / "sources" / source / CONFIG
     pending = pending_of(store, source)
     remove_unfinished(pending)
     if store.folder(source).is_dir():
-        if not recorded.is_file():
-            raise BadInput(f"{recorded} is missing, so '{source}' cannot be fitted again: fit it with --refit first")
+        recorded = _recorded(store, source)
         pending.parent.mkdir(exist_ok=True)
         write_atomic(pending, recorded.read_bytes())
     return pending

@@ -1,6 +1,7 @@
 """`--json FILE`: where a command also writes what it says, as JSON."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ def check_json(path: str | None) -> None:
 
 def check_place(option: str, path: str | None) -> None:
     """Raise BadInput unless a file can be made at the `path` that an option names, or there is none."""
-    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+    if path is None:
+        return
+    place = Path(os.path.realpath(path))  # of a link, where it leads
+    if place.is_dir() or not place.parent.is_dir():
         raise BadInput(f"--{option} {path} is no place for a file: name a file in a folder that is there")
 
 

@@ -13,8 +13,8 @@ OUTPUTS = "outputs.jsonl"
 
 def check_folder(out: Path) -> None:
     """Raise BadInput if there is a file where a command shall make its folder."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out} is a file; name a folder")
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise BadInput(f"--out {out} is no folder; name one, or a new one")
 
 
 def note_output(runs: Path, output: Path, sources: Iterable[str]) -> None:

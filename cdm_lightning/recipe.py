@@ -41,6 +41,7 @@ class Recipe(Protocol):
         training: the settings beside the module's own that change what is trained.
         device: what is trained on.
         watched: whether anything takes what a validation of the composed model finds: a logger, a caller's callbacks.
+        outside: folders outside the store into which loggers of the caller's write.
     """
 
     max_steps: int
@@ -48,6 +49,7 @@ class Recipe(Protocol):
     training: dict[str, str | int | float | bool | None]
     device: str
     watched: bool
+    outside: list[Path]
 
     def module(self) -> CompartmentalizedDiffusion: ...
     def data(self) -> Any: ...

@@ -77,6 +77,10 @@ def check(config: Any) -> None:
     if config.mean and config.n != 1:
         raise BadInput(f"--n is {config.n}, but there is one mean: leave out --n or --mean")
     check_folder(Path(config.out))
+    for given in (*config.images, *([config.mask] if config.mask else [])):
+        place = Path(given) if Path(given).is_dir() else Path(given).parent
+        if place.resolve() == Path(config.out).resolve():
+            raise BadInput(f"--out {config.out} holds {given}, which would be written over: name another folder")
 
 
 def restore_images(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def add_source_options(parser: Parser) -> None:
     parser.add_argument(
         "--sources", type=str | list[str] | None, default=None, help="all, or a list: '[cat, dog]'; or --user"
     )
-    parser.add_argument("--user", type=str | None, default=None, help="for whom: what --policy grants, or less")
+    parser.add_argument("--user", type=str, default=None, help="for whom: what --policy grants, or less")
     parser.add_argument("--policy", type=str | None, default=None, help="YAML file of access rights")
 
 
@@ -43,8 +43,7 @@ def chosen_sources(config: Any) -> list[str]:
     granted = policy.granted(config.user, spent=lambda source: store.read_card(source).epsilon)
     if config.sources in (None, "all"):
         return granted
-    chosen = sorted(store.choose(config.sources))
-    for source in chosen:
-        if source not in granted:
+    for source in config.sources.split(",") if isinstance(config.sources, str) else config.sources:
+        if source not in granted:  # whether there is such a source is nothing for this user to know
             raise BadInput(f"{config.policy} does not grant source '{source}' to user '{config.user}'")
-    return chosen
+    return sorted(store.choose(config.sources))

@@ -35,6 +35,7 @@ CARD = "card.json"
 README = "README.md"
 COMPARTMENT_FILES = (COMPARTMENT, CARD, README)
 RUNS = "runs"
+UNFINISHED = "unfinished.yaml"  # configuration of a training that has not ended
 CONFIG = "config.yaml"  # in the runs of a phase: of what is stored
 EXCLUSIONS = "exclusions"
 LEDGER = "ledger.jsonl"
@@ -42,7 +43,9 @@ LOCK = "compartments.lock"
 INFO = "store.json"
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 PUBLIC = "public"  # under this name the ledger pins store.json, and so all that was fitted on public
-RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone"})  # names with a meaning of their own
+RESERVED = frozenset(
+    {PUBLIC, "monolith", "none", "all", "composed", "backbone", "null", "true", "false"}
+)  # names with a meaning of their own
 
 
 @dataclass(frozen=True)

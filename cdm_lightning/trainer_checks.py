@@ -1,6 +1,7 @@
 """Options of the Trainer that would couple the sources, or store what was not trained: refused, with the reason."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
@@ -42,14 +43,27 @@ REFUSED_CALLBACKS: dict[type[Callback], str] = {
 }
 
 
-def check_trainer(trainer: Namespace, callbacks: Sequence[Callback]) -> None:
-    """Raise BadInput that names the first option which is refused, with the reason."""
+def check_trainer(trainer: Namespace, callbacks: Sequence[Callback], outside: Sequence[Path], store: Path) -> None:
+    """Raise BadInput that names the first option which is refused, with the reason.
+
+    Args:
+        trainer: the options.
+        callbacks: of the caller's.
+        outside: folders into which loggers of the caller's write.
+        store: the folder of the store.
+    """
     for key, reason in REFUSED.items():
         if trainer[key] not in ALLOWED.get(key, (None, False, 0)):
             raise BadInput(f"trainer.{key} is refused: {reason}")
     check_precision(trainer.precision)
     for callback in callbacks:
         check_callback(callback)
+    for place in outside:
+        if place.resolve().is_relative_to(store.resolve()):
+            raise BadInput(
+                f"trainer.logger: {place} lies in the store, where it would keep what it was told of a source that is "
+                "forgotten; name a folder elsewhere, which `forget` then lists"
+            )
 
 
 def check_precision(precision: str | int | None) -> None:
@@ -69,4 +83,9 @@ def check_callback(callback: Callback) -> None:
         raise BadInput(
             f"trainer.callbacks: ModelCheckpoint with monitor '{callback.monitor}' is refused: the last weights are "
             "stored, since a metric of what else is in the store may not choose them; leave monitor out"
+        )
+    if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+        raise BadInput(
+            f"trainer.callbacks: ModelCheckpoint with dirpath '{callback.dirpath}' is refused: what a source was "
+            "trained to would stay there when it is forgotten; leave dirpath out, then it lies with the source's runs"
         )

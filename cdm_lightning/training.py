@@ -3,21 +3,23 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
+from cdm_lightning.errors import Interrupted
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe
-from cdm_lightning.store import CONFIG
+from cdm_lightning.store import CONFIG, UNFINISHED
 from cdm_lightning.torch_files import read_torch_file
 
 CHECKPOINT = "last.ckpt"
-UNFINISHED = "unfinished.yaml"  # configuration of a training that has not ended
 
 
 def train(
@@ -55,7 +57,8 @@ def train(
         given = {"train_dataloaders": batches(done), "val_dataloaders": []}
     before = tensors_sha256(module.backbone)
     trainer = recipe.trainer(module.phase, folder, steps)
-    trainer.fit(module, **given, ckpt_path=checkpoint if done else None, weights_only=True)
+    with signals():
+        trainer.fit(module, **given, ckpt_path=checkpoint if done else None, weights_only=True)
     if done == steps:  # nothing was left to do, so Lightning has not called it
         module.on_train_end()
     if trainer.global_step != steps:
@@ -64,6 +67,18 @@ def train(
         raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
     if is_rank_zero():
         (folder / UNFINISHED).unlink()
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Raise Interrupted where Lightning, told by a signal to end, would end the process: quietly, or with code 0.
+
+    At SIGTERM it raises a SystemExit without a code; at Ctrl-C one of code 1.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        raise Interrupted(signal.SIGTERM if end.code is None else signal.SIGINT) from end
 
 
 def _clear(folder: Path) -> None:

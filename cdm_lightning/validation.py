@@ -11,6 +11,7 @@ from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import ShardError, StoreError, UnknownSource
 from cdm_lightning.images import spread
 from cdm_lightning.ledger import locked
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import unpack_backbone, unpack_compartment
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.public import Public
@@ -18,6 +19,7 @@ from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.run_sources import composed_lock, note_sources
 from cdm_lightning.store import CONFIG, Store
+from cdm_lightning.training import signals
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,13 @@ def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
         log.info("%s: every source is private, so nothing is measured on their held-out images", phase.title)
         return
     module.begin_composed(phase, public, compartments)
+    for place in recipe.outside:
+        note_output(store.runs, place, sources)
     batches = heldout_batches(data, [source for source in open_to_all if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
-        trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+        with signals():
+            trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 
 def finished_compartments(

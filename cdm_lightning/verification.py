@@ -94,7 +94,7 @@ def _missing(store: Store, newest: Mapping[str, ledger.Entry]) -> Iterator[str]:
 def _extra(store: Store) -> Iterator[str]:
     """Yield what lies in the store and does not belong there; links are never followed."""
     places = [path for path in store.path.iterdir() if path.name not in EXPECTED]
-    for folder in (store.path / "compartments").iterdir():
+    for folder in (store.path / "compartments").glob("*"):
         inside = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else [folder]
         places += [path for path in inside if path.name not in COMPARTMENT_FILES or path.is_symlink()]
     places += [path for path in store.path.iterdir() if path.is_symlink()]
@@ -109,7 +109,7 @@ def _extra(store: Store) -> Iterator[str]:
 
 def _folders(store: Store) -> list[str]:
     folder = store.path / "compartments"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _newest(store: Store) -> dict[str, ledger.Entry]:

@@ -9,6 +9,7 @@ from cdm_lightning.fit_record import fit_record
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.store import Store
 from cdm_lightning.verify_forgotten import Check, absence, comparison, fitted_again
+from datamodules.manifest import MANIFEST
 
 
 def verify_forgotten_parser() -> Parser:
@@ -37,6 +38,11 @@ def verify_forgotten(config: Any) -> list[Check]:
         roots = {source: config.root or fit_record(store, source).root for source in store.sources()}
         if None in roots.values():
             raise BadInput("--retrain needs the shards of the remaining sources: name their folder with --root")
+        for source, root in roots.items():
+            if not (Path(str(root)) / source / MANIFEST).is_file():
+                raise BadInput(
+                    f"--retrain finds no shards of source '{source}' in '{root}': name their folder with --root"
+                )
         with tempfile.TemporaryDirectory() as place:
             again = fitted_again(
                 store, Path(place) / "again", lambda file, into, source: _fit(file, into, source, str(roots[source]))

@@ -15,24 +15,24 @@ from datamodules.names import is_key
 HASH = re.compile("[0-9a-f]{64}")
 
 
-def read_keys(path: Path) -> frozenset[str]:
-    """Return the keys that a text file lists, one a line.
+def read_keys(path: Path, option: str = "exclude") -> frozenset[str]:
+    """Return the keys that a text file lists, one a line; `option` names the file.
 
     Raises:
         BadInput: the file is missing or no text, or a line is no key.
     """
     if not path.is_file():
-        raise BadInput(f"exclude: '{path}' is no file; it must list keys, one a line")
+        raise BadInput(f"{option}: '{path}' is no file; it must list keys, one a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"exclude: '{path}' cannot be read ({error}); it must list keys, one a line, in UTF-8"
+            f"{option}: '{path}' cannot be read ({error}); it must list keys, one a line, in UTF-8"
         ) from error
     keys = frozenset(line.strip() for line in lines if line.strip())
     for key in sorted(keys):
         if not is_key(key):
-            raise BadInput(f"exclude: {key!r} in '{path}' is no key: keys have only letters, digits, _ and -")
+            raise BadInput(f"{option}: {key!r} in '{path}' is no key: keys have only letters, digits, _ and -")
     return keys
 
 

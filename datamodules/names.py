@@ -9,7 +9,8 @@ Part = Literal["train", "heldout"]
 TRAIN: Final = "train"
 HELDOUT: Final = "heldout"
 PUBLIC = "public"
-RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone"})
+LONGEST = 100  # characters of a name of a source, which names folders and files
+RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone", "null", "true", "false"})
 
 
 def slug(name: str) -> str:
@@ -41,6 +42,8 @@ def check_source(name: str, origin: str) -> str:
         raise BadInput(
             f"{origin}: '{name}' cannot name a source: {', '.join(sorted(RESERVED))} are reserved; rename it"
         )
+    if len(name) > LONGEST:
+        raise BadInput(f"{origin}: '{name}' is too long to name a source: at most {LONGEST} characters; rename it")
     if not is_source(name):
         raise BadInput(
             f"{origin}: '{name}' cannot name a source: it must start with a letter a-z and go on with a-z, 0-9, _ or "

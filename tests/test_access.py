@@ -170,6 +170,7 @@ def test_a_user_gets_the_model_of_what_is_granted(store: Path, policy: Path, tmp
     ("choice", "said"),
     [
         (("--user", "ann", "--sources", "digit1"), "does not grant source 'digit1' to user 'ann'"),
+        (("--user", "ann", "--sources", "[digit0, digit99]"), "does not grant source 'digit99' to user 'ann'"),
         (("--user", "zoe"), "grants nothing to user 'zoe'"),
         (("--sources", "all"), "--user and --policy belong together"),
     ],

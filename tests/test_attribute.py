@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -157,6 +158,15 @@ def test_the_k_nearest_are_those_of_a_sorted_loop(rows: int, monkeypatch: pytest
     assert nearest(images, training, 20).index.shape == (5, 8)
 
 
+def test_a_file_may_have_any_name(store: Path, sampled: Path, tmp_path: Path) -> None:
+    """Also one that is no UTF-8, as in old archives."""
+    name = os.fsdecode(b"\xe9.png")
+    shutil.copy(sampled / "00000.png", tmp_path / name)
+    where = ["--store", str(store), "--sources", "all", str(tmp_path / name)]
+    assert main(["attribute", *where, "--nearest", "0", "--csv", str(tmp_path / "c.csv")]) == 0
+    assert b"\xe9.png," in (tmp_path / "c.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -166,6 +176,7 @@ def test_the_k_nearest_are_those_of_a_sorted_loop(rows: int, monkeypatch: pytest
         (["--root", "nowhere"], "--root, 'nowhere', is no folder"),
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--draws", "1"], "--draws is 1"),
+        (["--csv", "one.x", "--json", "./one.x"], "--csv, --picture and --json name the same file twice"),
     ],
 )
 def test_options_that_cannot_be_used(

@@ -70,6 +70,10 @@ def test_a_config_that_cannot_be_used_is_told_in_one_line(
         ("BackboneFinetuning", "BackboneFinetuning is refused: it freezes and thaws layers"),
         ("LearningRateFinder", "LearningRateFinder is refused: the rate would be found by trial"),
         ("BatchSizeFinder", "BatchSizeFinder is refused: the batch size would depend on the machine"),
+        (
+            "ModelCheckpoint, init_args: {dirpath: elsewhere}",
+            "is refused: what a source was trained to would stay there when it is forgotten",
+        ),
     ],
 )
 def test_callbacks_that_would_couple_sources_are_refused(
@@ -81,6 +85,16 @@ def test_callbacks_that_would_couple_sources_are_refused(
     assert main(["fit", "--config", "mine.yaml", "--store", "store", "--data.root", "shards"]) == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_log_inside_the_store_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = ("--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "store/runs")
+    assert main(["fit", *logger, "--store", "store", "--data.root", "shards"]) == 2
+    assert "trainer.logger: store/runs lies in the store" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16, "64-true", "bf16-true", "transformer-engine"])

@@ -82,8 +82,11 @@ def test_who_is_drawn_is_what_the_two_priors_draw(before: Path, mine: Path, tmp_
     assert math.isclose(ratio, 1 / (1 - found["prior"]["before"]["digit1"]))
 
 
-def test_nothing_forgotten_changes_nothing(before: Path, mine: Path, tmp_path: Path) -> None:
+def test_nothing_forgotten_changes_nothing(
+    before: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = report(before, mine, tmp_path)
+    assert "delete" not in capsys.readouterr().out
     assert found["gone"] == []
     assert (found["composed"]["same"], found["composed"]["rms"]) == (N, None)
 

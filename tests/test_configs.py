@@ -114,6 +114,16 @@ def test_a_misspelt_key_in_a_file_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "did you mean 'model.backbone_steps'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path", ["{}.json", "link.json"])
+def test_a_place_that_cannot_be_is_told(
+    path: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere" / "x.json")
+    assert main(["store", "list", "--store", str(store), "--json", path.format("a" * 300)]) == 2
+    assert re.search("name is too long|is no place for a file", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0)])
 def test_no_command_prints_the_commands(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """All of those that the README has a section on."""

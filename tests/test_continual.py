@@ -155,8 +155,7 @@ def test_cut_after_every_event_it_ends_the_same(
 
     monkeypatch.setattr(continual_command, "measured", cut_once)
     for _ in EVENTS:
-        with pytest.raises(KeyboardInterrupt):
-            run(workplace, mine, path, *quiet)
+        assert run(workplace, mine, path, *quiet) == 130
     assert run(workplace, mine, path, *quiet) == 0
     assert begun == [name for name in EVENTS for _ in range(2)], "no row was measured twice"
     differing = {"store": "", "configuration": ""}
@@ -187,6 +186,7 @@ def test_the_terminal_shows_the_table(
         (("--trainer.devices", "2", "--trainer.accelerator", "cpu"), "continual runs in one process"),
         (("--json", "STORE/record.json"), "lies in the store"),
         (("--json", "nowhere/record.json"), "is no place for a file"),
+        (("--json", "record.png"), "--json record.png is where the picture of the record goes"),
     ],
 )
 def test_bad_input(

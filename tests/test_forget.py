@@ -324,6 +324,45 @@ def test_the_shards_are_those_of_the_source_s_own_fit(mine: Path, tmp_path: Path
     assert f"{own}/digit1" in [left["path"] for left in receipt(mine, "digit1", tmp_path)["out_of_reach"]]
 
 
+def test_shards_that_are_not_seen_from_here_are_told(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mine / "runs" / "sources" / "digit1" / "config.yaml"
+    own = yaml.safe_load(config.read_text())["data"]["root"]
+    config.write_text(config.read_text().replace(own, "data/mine"))
+    monkeypatch.chdir(tmp_path)
+    told = {left["path"]: left["why"] for left in receipt(mine, "digit1", tmp_path, "--dry-run")["out_of_reach"]}
+    assert told["data/mine/digit1"].startswith("its shards, as seen from where it was fitted, but not from here")
+
+
+def test_shards_of_an_unfinished_training_are_known(mine: Path, tmp_path: Path) -> None:
+    unfinished = mine / "runs" / "sources" / "digit9" / "unfinished.yaml"
+    unfinished.parent.mkdir()
+    unfinished.write_text(f"data: {{root: {tmp_path}}}\n")
+    (tmp_path / "digit9").mkdir()
+    assert str(tmp_path / "digit9") in [left["path"] for left in receipt(mine, "digit9", tmp_path)["out_of_reach"]]
+
+
+def test_logs_elsewhere_are_listed(store: Path, fit: Fit, tmp_path: Path) -> None:
+    mine, logs = copied(store, tmp_path / "mine", []), tmp_path / "logs"
+    logger = ("--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(logs))
+    options = ("--model.compartment", "tokens", "--trainer.max_steps", "3", *logger)
+    assert fit(mine, "[digit0]", *options) == 0
+    assert fit(mine, "[digit1]") == 0
+    assert logs.is_dir()
+    listed = {
+        source: [left["path"] for left in receipt(mine, source, tmp_path)["out_of_reach"]] for source in THREE[:2]
+    }
+    assert [str(logs) in paths for paths in listed.values()] == [True, False]
+
+
+def test_one_source_at_a_time(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(mine)
+    assert forget(mine, "digit0", "--source=digit1") == 2
+    assert "--source is given more than once" in capsys.readouterr().err
+    assert tree(mine) == before
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("command", ["sample", "restore"])
 def test_images_of_a_source_that_leaves_while_they_are_made_are_not_kept(

@@ -163,6 +163,46 @@ def test_what_lacks_a_file_is_taken_for_having_learned_it(
     assert tree(mine / "compartments" / "digit1") == tree(whole / "compartments" / "digit1")
 
 
+@pytest.mark.parametrize("written", ["sample: {key}", "sample: [{key}]"])
+def test_a_configuration_names_samples(
+    written: str, mine: Path, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = keys_of(workplace, "digit1", "train")[4]
+    (tmp_path / "f.yaml").write_text(written.format(key=key))
+    options = ("--config", str(tmp_path / "f.yaml"), "--dry-run", "--json", str(tmp_path / "receipt.json"))
+    assert forget(mine, workplace, *options) == 0
+    assert json.loads((tmp_path / "receipt.json").read_text())["samples"] == {"digit1": [key]}
+    (tmp_path / "f.yaml").write_text("sample: [12]")
+    assert forget(mine, workplace, "--config", str(tmp_path / "f.yaml")) == 2
+    assert "sample 12 is no text: write it in quotes" in capsys.readouterr().err
+
+
+def test_an_empty_list_names_nothing(
+    mine: Path, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list").write_text("\n")
+    assert forget(mine, workplace, "--list", str(tmp_path / "list")) == 2
+    assert "names no sample" in capsys.readouterr().err
+    assert forget(mine, workplace, "--list", str(tmp_path / "none")) == 2
+    assert "--list: '" in capsys.readouterr().err
+
+
+def test_nothing_is_taken_away_that_could_not_be_fitted_again(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, excluded = export_backbone(Store.open(store), tmp_path / "mine").path, tmp_path / "excluded"
+    first, key = keys_of(workplace, "digit1", "train")[:2]
+    excluded.write_text(first)
+    assert fit(mine, "[digit1]", "--data.exclude", str(excluded)) == 0
+    excluded.unlink()
+    before = tree(mine)
+    assert forget(mine, workplace, "--sample", key) == 2
+    assert f"exclude: '{excluded}' is no file" in capsys.readouterr().err
+    assert tree(mine) == before
+    excluded.write_text(first)
+    assert forget(mine, workplace, "--sample", key) == 0
+
+
 def test_an_unknown_sample(mine: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, key = tree(mine), keys_of(workplace, "digit1", "train")[0]
     assert forget(mine, workplace, "--sample", f"{key}x") == 2

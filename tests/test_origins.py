@@ -44,6 +44,12 @@ def test_reserved_source_names_are_refused(name: str) -> None:
         check_source(name, "here")
 
 
+def test_a_name_fits_into_a_path() -> None:
+    assert check_source("a" * 100, "here") == "a" * 100
+    with pytest.raises(BadInput, match="is too long to name a source: at most 100 characters"):
+        check_source("a" * 101, "here")
+
+
 def test_keys_have_no_dots_or_slashes() -> None:
     assert sample_key("Alice/img.v2 (1)") == "Alice-img-v2-1-"
 

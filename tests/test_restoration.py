@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cdm_lightning.masked_gaussians import MaskedGaussians
 from cdm_lightning.restoration import ConditionalDenoiser, Given, levels, restore
 from cdm_lightning.restore_command import sheet
 from cdm_lightning.sampling import sample
+from tests.test_forget import tree
 
 SHAPE = (1, 2, 3)
 DIMENSION = 6
@@ -345,6 +347,26 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
     assert error < 0.8 * np.square(noised.numpy().astype(int) - clean.numpy()).mean()
 
 
+@pytest.mark.parametrize("given", ["folder", "folder/0.png", "folder/mask.png"])
+def test_what_is_given_is_not_written_over(
+    given: str,
+    store: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, tmp_path / "folder")
+    shutil.copy(images / "0.png", tmp_path / "folder" / "mask.png")
+    mask, image = (given, str(images / "0.png")) if "mask" in given else ("left", given)
+    before = tree(tmp_path)
+    command = ["restore", image, "--mask", mask, "--store", str(store), "--sources", "all", "--out", "./folder"]
+    assert main(command) == 2
+    assert f"--out ./folder holds {given}, which would be written over" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -359,7 +381,7 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
         (("--mask", "left", "--sources", "[digit7]"), "unknown source 'digit7'"),
         (("--mask", "left", "--n", "0"), "--n is 0; expected at least 1"),
         (("--mask", "left", "--n", "2", "--mean"), "--n is 2, but there is one mean: leave out --n or --mean"),
-        (("--mask", "left", "--out", "text.png"), "--out text.png is a file; name a folder"),
+        (("--mask", "left", "--out", "text.png"), "--out text.png is no folder; name one, or a new one"),
         (("--mask", "left", "none.png"), "none.png cannot be used: there is no such file"),
         (("--mask", "left", "text.png"), "text.png cannot be used: no readable PNG or JPEG image"),
         (("--mask", "left", "empty"), "empty is a folder without .png, .jpg, .jpeg images"),

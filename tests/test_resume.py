@@ -171,3 +171,38 @@ def test_kill_9_in_the_middle_of_a_step(store: Path, fit: Fit, workplace: Path, 
     assert (disturbed / "runs" / "sources" / "digit3" / CHECKPOINT).exists()
     assert fit(disturbed, "[digit3]", *prompt("lora")) == 0
     assert compartment(disturbed, "digit3") == compartment(undisturbed, "digit3")
+
+
+SIGNALLED = """
+import os, signal, sys
+from cdm_lightning.cli import main
+from cdm_lightning.module import CompartmentalizedDiffusion
+original = CompartmentalizedDiffusion.training_step
+
+def told(module, batch, batch_idx):
+    if module.global_step == 7:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return original(module, batch, batch_idx)
+
+CompartmentalizedDiffusion.training_step = told
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_told_and_the_same_command_goes_on(
+    number: signal.Signals, store: Path, fit: Fit, workplace: Path, tmp_path: Path
+) -> None:
+    mine = only_backbone(store, tmp_path / "mine")
+    where = ["--config", str(workplace / "tiny.yaml"), "--data.root", str(workplace / "shards"), "--store", str(mine)]
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), "fit", *where, "--data.sources", "[digit3]"]
+    ended = subprocess.run([*command, *prompt("tokens")], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 128 + number
+    assert ended.stderr.splitlines()[-1:] == [
+        "cdm_lightning: interrupted; the same command goes on from what is finished"
+    ]
+    assert "Traceback" not in ended.stderr
+    undisturbed = only_backbone(store, tmp_path / "undisturbed")
+    assert fit(undisturbed, "[digit3]", *prompt("tokens")) == 0
+    assert fit(mine, "[digit3]", *prompt("tokens")) == 0
+    assert compartment(mine, "digit3") == compartment(undisturbed, "digit3")

@@ -36,6 +36,13 @@ def test_a_store_as_it_was_made_has_no_fault(mine: Store, capsys: pytest.Capture
     )
 
 
+def test_a_store_without_compartments_may_lack_their_folder(tmp_path: Path) -> None:
+    """Archives leave empty folders out."""
+    empty = new_store(tmp_path / "store")
+    shutil.rmtree(empty.path / "compartments", ignore_errors=True)
+    assert faults(empty) == []
+
+
 def test_a_real_store_has_no_fault(store: Path) -> None:
     assert faults(Store.open(store)) == []
 

@@ -72,6 +72,13 @@ def test_what_was_forgotten_of_another_source_stays_forgotten(mine: Path, workpl
     assert verify(mine, "digit1", "--retrain", "--root", root) == 0
 
 
+def test_no_shards_are_written_to_learn_from(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there are none, the images of whoever was forgotten would be among them."""
+    assert verify(mine, "digit1", "--retrain", "--root", str(tmp_path / "none")) == 2
+    assert "--retrain finds no shards of source 'digit0'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_source_that_never_was_is_gone(never: Path) -> None:
     assert verify(never, "digit1") == 0
 
