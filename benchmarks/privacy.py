@@ -22,6 +22,7 @@ from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
 from cdm_lightning.backbone import Backbone
 from cdm_lightning.denoiser import EDM, guided_denoise
+from cdm_lightning.drafts import ordinary_noise
 from cdm_lightning.evaluation import heldout_error
 from cdm_lightning.gaussian_mechanism import mu_of
 from cdm_lightning.gaussians import Gaussians
@@ -42,14 +43,9 @@ Images = Mapping[str, tuple[Tensor, Tensor]]  # training and held-out images by 
 Finisher = tuple[Backbone, Public]
 
 
-def ordinary(generator: torch.Generator, count: int) -> Tensor:
-    """Return normal noise that can be repeated; for measurements only, it is no secret."""
-    return torch.randn(count, generator=generator, dtype=torch.float64)
-
-
 def private(images: Tensor, frame: Frame, rank: int, mu: float, seed: int) -> Gaussians:
     """Return the private closed form of some images."""
-    noise = partial(ordinary, torch.Generator().manual_seed(seed))
+    noise = partial(ordinary_noise, torch.Generator().manual_seed(seed))
     return fit_private(images, frame, mu=mu, noise=noise, rank=rank, clusters=10)[0]
 
 

@@ -136,6 +136,9 @@ def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
     for network in NETWORKS:
         tokens, plain = (training_step(work / f"plain-{network}", kind) for kind in ("tokens", "whole"))
         found[f"tokens, {network}"] = asdict(in_turns(tokens, plain, pairs))
+    for blocks in (4, 3):
+        few, plain = training_step(work / "plain-U-ViT", "tokens", blocks), training_step(work / "plain-U-ViT", "whole")
+        found[f"tokens in the last {blocks} of 5 blocks, U-ViT"] = asdict(in_turns(few, plain, pairs))
     head, guided = (training_step(work / "guided-U-ViT", kind) for kind in ("head", "whole"))
     found["a head, U-ViT"] = asdict(in_turns(head, guided, pairs))
     return found

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
-from cdm_lightning.backbone import freeze
+from cdm_lightning.backbone import UViT, freeze
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.cost import peak_of_process
@@ -147,9 +147,19 @@ def sampler_alone(model: Compartments, settings: Settings) -> Callable[[], None]
     return action
 
 
-def training_step(store: Path, kind: Literal["whole", "tokens", "head"]) -> Callable[[], None]:
-    """Return one step on 64 images: of the whole network, or of a source's prompt on the frozen network."""
+def training_step(
+    store: Path, kind: Literal["whole", "tokens", "head"], prompted: int | None = None
+) -> Callable[[], None]:
+    """Return one step on 64 images: of the whole network, or of a source's prompt on the frozen network.
+
+    Args:
+        store: has the network.
+        kind: what is trained.
+        prompted: of a U-ViT, how many of its blocks see tokens, the last ones; all if None.
+    """
     network, g = unpack_backbone(*Store.open(store).read_backbone())[0], generator("speed", "step")
+    if prompted is not None:
+        network = UViT(**network.init_args | {"prompted": prompted})
     shape, first = Store.open(store).info.image_shape, torch.zeros(BATCH).long()
     x, level = torch.randn(BATCH, *shape, generator=g), torch.rand(BATCH, generator=g)
     guide = torch.cat([x, -x], dim=1) if network.init_args["guided"] else None

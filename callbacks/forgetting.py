@@ -11,7 +11,7 @@ from callbacks.figures import history
 from callbacks.held_out import HeldOut
 from cdm_lightning.evaluation import COMPOSED_SIGMA, composed_errors
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.tensor_files import write_atomic
+from cdm_lightning.tensor_files import write_report
 
 
 class Forgetting(HeldOut):
@@ -34,7 +34,7 @@ class Forgetting(HeldOut):
         if not row:
             return
         rows = self._read() + [row]
-        write_atomic(self.path, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
+        write_report(self.path, rows)
         step = len(composed.sources)
         log_scalars(trainer, "forgetting", {"average": average_forgetting(rows)}, step)
         title = f"held-out error of the composed model at sigma {COMPOSED_SIGMA:g}, from the first fit on"

@@ -104,17 +104,9 @@ class UViT(Backbone):
         given = {"time_mlp": time_mlp, "classes": classes, "final_convolution": final_convolution}
         found = Variant() if tensors is None else Variant.of(tensors)
         variant = found.replaced({**given, "norm_epsilon": norm_epsilon})
-        self.init_args = {
-            "image_size": image_size,
-            "channels": channels,
-            "guided": guided,
-            "patch_size": patch_size,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            **variant.differences(),
-            **({} if prompted is None else {"prompted": prompted}),
-        }
+        sizes = {"image_size": image_size, "channels": channels, "guided": guided, "patch_size": patch_size}
+        sizes |= {"width": width, "depth": depth, "heads": heads}
+        self.init_args = sizes | variant.differences() | ({} if prompted is None else {"prompted": prompted})
         self.weights, self.channels, self.patch_size, self.width, self.depth = (
             weights,
             channels,
@@ -123,6 +115,12 @@ class UViT(Backbone):
             depth,
         )
         self.prompt_shape = (depth if prompted is None else prompted, width)
+        self._make_layers(image_size, guided, heads, variant)
+        if weights is not None and tensors is not None:
+            check_weights(weights, tensors, self.init_args, self._public_part())
+
+    def _make_layers(self, image_size: int, guided: bool, heads: int, variant: Variant) -> None:
+        channels, patch_size, width = self.channels, self.patch_size, self.width
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.guide_embed = PatchEmbed(image_size, patch_size, 2 * channels, width, bias=False) if guided else None
         self.guide_head = GuideHead(channels, width) if guided else None
@@ -130,15 +128,13 @@ class UViT(Backbone):
         self.label_emb = nn.Embedding(variant.classes, width) if variant.classes else None
         self.extras = 2 if variant.classes else 1
         self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.patch_embed.num_patches, width))
-        half, epsilon = range(depth // 2), variant.norm_epsilon
+        half, epsilon = range(self.depth // 2), variant.norm_epsilon
         self.in_blocks = nn.ModuleList(PlainBlock(width, heads, epsilon) for _ in half)
         self.mid_block = PlainBlock(width, heads, epsilon)
         self.out_blocks = nn.ModuleList(SkipBlock(width, heads, epsilon) for _ in half)
         self.norm = nn.LayerNorm(width)
         self.decoder_pred = nn.Linear(width, patch_size**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if variant.final_convolution else nn.Identity()
-        if weights is not None and tensors is not None:
-            check_weights(weights, tensors, self.init_args, self._public_part())
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw weights from a normal law cut at two standard deviations of 0.02; biases and the last layer are 0.

@@ -251,13 +251,14 @@ def draft_fit(
     frame, private = Frame.of(prior), mu
 
     def fit(images: Tensor, seed: int) -> Gaussians:
-        noise = partial(_ordinary_noise, generator(seed, "private draft"))
+        noise = partial(ordinary_noise, generator(seed, "private draft"))
         return fit_private(images, frame, mu=private, noise=noise, rank=rank, clusters=clusters)[0]
 
     return fit
 
 
-def _ordinary_noise(generator: torch.Generator, count: int) -> Tensor:
+def ordinary_noise(generator: torch.Generator, count: int) -> Tensor:
+    """Return standard normal numbers [count] that can be repeated: they are no secret."""
     return torch.randn(count, generator=generator, dtype=torch.float64)
 
 

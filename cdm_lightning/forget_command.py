@@ -11,7 +11,7 @@ from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import Forgotten, forget_source, pending_of
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.releases import RELEASES, released
-from cdm_lightning.store import EXCLUSIONS, Store
+from cdm_lightning.store import EXCLUSIONS, LEDGER, Store
 from cdm_lightning.text_tables import aligned
 from datamodules.manifest import MANIFEST, Manifest, read_manifest
 from datamodules.names import PUBLIC
@@ -79,7 +79,7 @@ def out_of_reach(store: Store, forgotten: Forgotten, root: Path | None) -> list[
         left.append((f"{EXCLUSIONS}/{forgotten.source}.json", "keyed hashes of its samples that were forgotten before"))
     if released(store.path, forgotten.source).mus:
         left.append((RELEASES, "what it has released is out, and stays counted if it comes again"))
-    left.append(("ledger.jsonl", "its name and the hashes of its compartment stay, as the proof of what happened"))
+    left.append((LEDGER, "its name and the hashes of its compartment stay, as the proof of what happened"))
     return [{"path": path, "why": why} for path, why in left]
 
 

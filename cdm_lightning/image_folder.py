@@ -1,6 +1,5 @@
 """A folder of images with their credits, as `sample` and `restore` leave it: pictures, a grid, credits.json."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from cdm_lightning.generation import Batch
 from cdm_lightning.images import encode_png
 from cdm_lightning.sheets import enlarged, grid
 from cdm_lightning.store import Store
+from cdm_lightning.tensor_files import write_report
 
 
 def image_rows(
@@ -73,7 +73,7 @@ def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Ten
     for k, image in enumerate(images):
         (out / f"{k:05d}.png").write_bytes(encode_png(image))
     (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
-    (out / "credits.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    write_report(out / "credits.json", report)
 
 
 def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:

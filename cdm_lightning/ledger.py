@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from cdm_lightning.errors import StoreError
 
 Event: TypeAlias = Literal["added", "refitted", "forgotten"]
+LEDGER_LOCK = "ledger.lock"  # beside the ledger
 START = "0" * 64  # what the first line names as the hash of the line before
 
 
@@ -40,7 +41,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def append(path: Path, event: Event, source: str, before: str | None, after: str | None) -> None:
     """Append one line; the lock (`ledger.lock` beside the ledger) is held for the append only."""
-    with locked(path.with_name("ledger.lock")):
+    with locked(path.with_name(LEDGER_LOCK)):
         lines = whole_lines(path)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Entry(event, source, before, after, date, previous=_sha256(lines[-1]) if lines else START)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cdm_lightning.errors import StoreError
 from cdm_lightning.gaussian_mechanism import composed, epsilon_of
-from cdm_lightning.ledger import append_line, locked, whole_lines
+from cdm_lightning.ledger import LEDGER_LOCK, append_line, locked, whole_lines
 
 RELEASES = "releases.jsonl"
 
@@ -39,7 +39,7 @@ def note_release(store: Path, source: str, mu: float, slack: float = 0.0) -> Non
     line = {"source": source, "mu": mu, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     if slack:
         line["slack"] = slack
-    with locked(store / "ledger.lock"):
+    with locked(store / LEDGER_LOCK):
         append_line(store / RELEASES, json.dumps(line, sort_keys=True))
 
 

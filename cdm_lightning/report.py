@@ -14,7 +14,7 @@ from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.intervals import Interval, mean_interval
-from cdm_lightning.store import Store
+from cdm_lightning.store import LEDGER, Store
 from cdm_lightning.store_commands import details_data
 
 SHOWN = 10  # samples in a row of the picture
@@ -125,5 +125,5 @@ def credited(compartments: Compartments, settings: Settings, held_out: Mapping[s
 
 def history(store: Store, named: Sequence[str] | None) -> list[ledger.Entry]:
     """Return the entries of a store's ledger, of all sources or of those that may be named, oldest first."""
-    entries = ledger.read(store.path / "ledger.jsonl")
+    entries = ledger.read(store.path / LEDGER)
     return [entry for entry in entries if named is None or entry.source in named]

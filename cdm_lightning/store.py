@@ -211,7 +211,7 @@ class Store:
 
     def has_compartment(self, source: str) -> bool:
         """Return whether every file of a compartment is there."""
-        return all((self.folder(source) / name).is_file() for name in (COMPARTMENT, CARD, README))
+        return all((self.folder(source) / name).is_file() for name in COMPARTMENT_FILES)
 
     def write_compartment(self, tensors: Mapping[str, "Tensor"], card: Card) -> None:
         """Add or replace the compartment of `card.source`, as a whole or not, and enter it in the ledger.

@@ -29,7 +29,7 @@ from cdm_lightning.store import (
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
 LISTS = (".json", ".json.tmp", ".pending.yaml", MARK)  # ends of what lies in exclusions
-EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, "ledger.lock", "compartments", RUNS, EXCLUSIONS, RELEASES)
+EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, ledger.LEDGER_LOCK, "compartments", RUNS, EXCLUSIONS, RELEASES)
 
 
 def faults(store: Store) -> list[str]:
@@ -102,7 +102,7 @@ def _extra(store: Store) -> Iterator[str]:
         places += [path for path in (store.path / EXCLUSIONS).iterdir() if not path.name.endswith(LISTS)]
     for path in sorted(set(places)):
         yield f"{path} does not belong to the store"
-    for lock in (LOCK, "ledger.lock"):
+    for lock in (LOCK, ledger.LEDGER_LOCK):
         if (store.path / lock).exists() and read_bytes(store.path / lock):
             yield f"{store.path / lock} should be empty"
 

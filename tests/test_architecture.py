@@ -181,6 +181,7 @@ MAY_IMPORT_PACKAGES = (
     "audit_images",
     "forget_command",
     "forget_samples_command",
+    "verify_forgotten_command",
     "attribute_command",
     "nearest_images",
     "given_images",
