@@ -134,3 +134,13 @@ def test_no_command_prints_the_commands(arguments: list[str], code: int, capsys:
     sections = re.findall(r"^### `([a-z][a-z-]*)", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE)
     assert len(sections) > 10
     assert set(sections) <= listed
+
+
+def test_the_python_of_the_readme_runs(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code.replace("stores/digits", str(store)), "README.md", "exec"), {})
+    shape, _, drawn = capsys.readouterr().out.partition(") ")
+    assert shape == "torch.Size([16, 1, 8, 8]"  # without its last bracket
+    assert set(re.findall(r"digit\d", drawn)) <= {"digit1", "digit2"}
+    assert len(re.findall(r"digit\d", drawn)) == 16
