@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.parser import StrictLoader
 
 ALL = "all"
 PARTS = ("groups", "roles", "users", "max_epsilon")
@@ -128,21 +129,9 @@ class Policy:
         return kept
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which no key may stand twice: of two entries for one user the second would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def _loaded(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 it is a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 it is a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--policy {path} cannot be read ({error}): expected a YAML file") from error
     except (yaml.YAMLError, ValueError) as error:  # a day that there is not, such as 2027-02-30, is a ValueError

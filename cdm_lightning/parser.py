@@ -17,6 +17,7 @@ CHECKOUT_CONFIGS = AROUND / "configs"
 INSTALLED_CONFIGS = [
     Path(place) / "share" / "cdm_lightning" / "configs" for place in (sys.prefix, getuserbase(), AROUND)
 ]
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 ALLOWED_PACKAGES = ["cdm_lightning", "datamodules", "callbacks", "lightning.pytorch"]
 
 
@@ -24,6 +25,19 @@ def config_folders() -> list[Path]:
     """Return where a bare config name is looked for: here, `$CDM_CONFIG_PATH`, `configs/`, checkout, installation."""
     named = os.environ.get("CDM_CONFIG_PATH")
     return [Path("."), *([Path(named)] if named else []), Path("configs"), CHECKOUT_CONFIGS, *INSTALLED_CONFIGS]
+
+
+class StrictLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which no key may stand twice: the second would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping that a node stands for."""
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != MERGE]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class FoundConfig(ActionConfigFile):
@@ -44,7 +58,7 @@ class FoundConfig(ActionConfigFile):
 def config_fault(path: Path) -> str | None:
     """Return what is wrong with a config as a file, or None: it must be a YAML mapping of keys in UTF-8."""
     try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+        contents = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 it is a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         return f"cannot be read ({error}): expected a YAML file in UTF-8"
     except yaml.MarkedYAMLError as error:

@@ -137,6 +137,14 @@ def test_a_policy_is_checked_as_a_whole(contents: str, said: str, tmp_path: Path
         read(contents, tmp_path)
 
 
+def test_entries_may_be_merged(tmp_path: Path) -> None:
+    """By YAML's key <<, of which an own entry has precedence."""
+    policy = read("users: {u: &shared {allow: [cat]}, v: {<<: *shared, deny: [cat]}, w: {<<: *shared}}", tmp_path)
+    assert [policy.granted(user) for user in "uw"] == [["cat"], ["cat"]]
+    with pytest.raises(BadInput, match="grants no source of this store to user 'v'"):
+        policy.granted("v")
+
+
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="none.yaml cannot be read"):
         Policy.read(tmp_path / "none.yaml", SOURCES)

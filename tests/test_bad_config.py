@@ -20,6 +20,7 @@ TAB = "model:\n\tguide: none\n"
         (b"just text\n", "must hold keys with values, such as `seed: 0`, but holds 'just text'"),
         (b"", "must hold keys with values, such as `seed: 0`, but holds None"),
         (b"\x00\x01\xff", "cannot be read ('utf-8' codec can't decode byte 0xff"),
+        (b"data: {channels: 3}\nmodel: {rank: 3, rank: 4}\n", "is no YAML: 'rank' is there twice in line 2, column 8"),
         (b"seed: \x01\n", "is no YAML: unacceptable character #x0001"),
         (b"model: null\n", "has no value for the key 'model': give it keys of its own, or leave it out"),
         (b"model: !!python/object/apply:os.system [ls]\n", "is no YAML: could not determine a constructor for the tag"),
