@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
             raise BadInput(f"unknown command '{arguments[0]}'{_command_hint(arguments[0], commands)}")
         commands[arguments[0]](arguments[1:])
     except (KeyboardInterrupt, Interrupted) as signalled:
-        print("cdm_lightning: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("cdm_lightning: interrupted; run the same command again to go on", file=sys.stderr)
         return 128 + (signalled.signal if isinstance(signalled, Interrupted) else signal.SIGINT)
     except BadInput as error:
         print(f"cdm_lightning: error: {error}", file=sys.stderr)

@@ -55,7 +55,7 @@ def forget_samples(config: Any) -> dict[str, Any]:
         raise BadInput("the shards that hold the samples are not known: name their folder with --root")
     wanted = frozenset(_named(config.sample)) | (read_keys(Path(config.list), "--list") if config.list else frozenset())
     if not wanted:
-        raise BadInput(f"--list: '{config.list}' names no sample: write their keys, one a line")
+        raise BadInput("no sample is named: --sample KEY, or --list FILE with keys in it, one a line")
     manifests = _manifests(Path(root))
     purged = _purged(store, manifests, wanted, config.source)
     left = wanted - frozenset().union(*purged.values())

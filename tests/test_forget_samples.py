@@ -182,7 +182,7 @@ def test_an_empty_list_names_nothing(
 ) -> None:
     (tmp_path / "list").write_text("\n")
     assert forget(mine, workplace, "--list", str(tmp_path / "list")) == 2
-    assert "names no sample" in capsys.readouterr().err
+    assert "no sample is named" in capsys.readouterr().err
     assert forget(mine, workplace, "--list", str(tmp_path / "none")) == 2
     assert "--list: '" in capsys.readouterr().err
 

@@ -199,7 +199,7 @@ def test_a_signal_is_told_and_the_same_command_goes_on(
     ended = subprocess.run([*command, *prompt("tokens")], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 128 + number
     assert ended.stderr.splitlines()[-1:] == [
-        "cdm_lightning: interrupted; the same command goes on from what is finished"
+        "cdm_lightning: interrupted; run the same command again to go on"
     ]
     assert "Traceback" not in ended.stderr
     undisturbed = only_backbone(store, tmp_path / "undisturbed")
