@@ -198,9 +198,7 @@ def test_a_signal_is_told_and_the_same_command_goes_on(
     command = [sys.executable, "-c", SIGNALLED, str(int(number)), "fit", *where, "--data.sources", "[digit3]"]
     ended = subprocess.run([*command, *prompt("tokens")], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 128 + number
-    assert ended.stderr.splitlines()[-1:] == [
-        "cdm_lightning: interrupted; run the same command again to go on"
-    ]
+    assert ended.stderr.splitlines()[-1:] == ["cdm_lightning: interrupted; run the same command again to go on"]
     assert "Traceback" not in ended.stderr
     undisturbed = only_backbone(store, tmp_path / "undisturbed")
     assert fit(undisturbed, "[digit3]", *prompt("tokens")) == 0
