@@ -15,6 +15,7 @@ from datamodules.names import checked_slug, sample_key
 from datamodules.records import Collection, Record
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+MACOS = "__MACOSX"  # of its archives: a file of attributes, named like an image, beside each image
 COLUMNS = ("path", "source", "label")
 
 
@@ -37,8 +38,10 @@ def folder(input: str) -> Collection:
 
 
 def _images_below(root: Path) -> Iterator[Path]:
+    """Yield the images in a folder and inside it; what is hidden (`.thumbnails`, `._cat.png`) is nobody's image."""
     for place, folders, names in os.walk(root, onerror=_refuse):
-        images = [name for name in names if PurePath(name).suffix.lower() in SUFFIXES]
+        folders[:] = [name for name in folders if not name.startswith(".") and name != MACOS]
+        images = [name for name in names if PurePath(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
         for name in (*folders, *images):
             if Path(place, name).is_symlink():
                 raise BadInput(

@@ -22,6 +22,8 @@ def test_folder_gives_source_label_and_key(tmp_path: Path) -> None:
     save(tmp_path / "Alice B" / "Cats 1" / "b.v2.png", 7)
     save(tmp_path / "bob" / "x.JPG")
     (tmp_path / "bob" / "notes.txt").write_text("no image")
+    for hidden in (".thumbnails/t.png", "bob/.cache/c.png", "__MACOSX/bob/._x.png", "bob/._x.png"):
+        save(tmp_path / hidden)
     collection = read_origin("folder", str(tmp_path))
     assert collection.classes == ["bob", "cats-1"]
     found = [(record.key, record.source, record.label, record.origin) for record in collection.records]
