@@ -402,8 +402,8 @@ def test_an_interruption_loses_one_row(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cdm_lightning.comparison.images_of_batches", interrupt_at(2))
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(store, tmp_path, "--strategies", "routed", "closed_form")
+        where = ["--store", str(store), "--sources", "all", "--out", str(tmp_path), *SAMPLED]
+        assert main(["evaluate", *where, "--strategies", "routed", "closed_form"]) == 130
     kept = [
         f"routed.{ending}" for ending in ("cost.json", "effnet-lite0.json", "effnet-lite0.safetensors", "safetensors")
     ]
@@ -585,7 +585,7 @@ def test_a_file_is_no_folder(store: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "out").write_text("")
     where = ("--store", str(store), "--sources", "all", "--out", str(tmp_path / "out"))
     assert main(["evaluate", *where]) == 2
-    assert "is a file; name a folder" in capsys.readouterr().err
+    assert "is no folder; name one, or a new one" in capsys.readouterr().err
 
 
 def test_what_prompts_do_not_allow_is_told(

@@ -104,8 +104,7 @@ def test_an_interrupted_fit_goes_on_and_ends_in_the_same_bytes(
         return original(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(f"cdm_lightning.fitting.{broken}", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit(disturbed, "[digit3, digit4, digit5]", *tokens)
+    assert fit(disturbed, "[digit3, digit4, digit5]", *tokens) == 130
     assert set(Store.open(disturbed).sources()) == {"digit0", "digit1", "digit2", "digit3"}
     monkeypatch.undo()
     assert fit(disturbed, "[digit3, digit4, digit5]", *tokens) == 0

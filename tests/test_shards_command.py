@@ -30,12 +30,14 @@ def replace(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda images: (images / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["monolith", "none", "all", "composed", "backbone", "Backbone!"])
+@pytest.mark.parametrize("name", ["monolith", "none", "all", "composed", "backbone", "Backbone!", "Null"])
 def test_reserved_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rename("alice", name)(save_images(tmp_path / "images", 2))
     assert shards(tmp_path / "root", tmp_path / "images") == 2
     slug = name.lower().rstrip("!")
-    assert f"{name}/00.png: '{slug}' cannot name a source: all, backbone, composed, monolith, none," in sentence(capsys)
+    assert f"{name}/00.png: '{slug}' cannot name a source: all, backbone, composed, false, monolith," in sentence(
+        capsys
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
