@@ -7,7 +7,6 @@ many steps. What is finished is skipped. Errors are of each owner's own denoiser
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cdm_lightning.evaluation import SIGMAS, heldout_error
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.refit import QUIET
 from cdm_lightning.store import BACKBONE, Store
+from cdm_lightning.tensor_files import write_report
 from cdm_lightning.text_tables import markdown
 
 DEPTH = 5  # blocks of the network; where all see tokens, that is not noted
@@ -76,7 +76,7 @@ def main() -> None:
         fit(options.root, place, *prompted, *tokens)
         found[str(blocks)] = errors(Store.open(place), options.root)
     result: dict[str, Any] = {"sigma": SIGMAS, "mse": found, "steps": STEPS, "seed": 0, "versions": versions()}
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    write_report(RESULTS / f"{options.name}.json", result)
     head = ["blocks with tokens", *(f"{sigma:g}" for sigma in SIGMAS)]
     print(markdown([head, *([blocks, *(f"{value:.5f}" for value in row)] for blocks, row in found.items())]))
 

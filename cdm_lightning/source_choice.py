@@ -6,7 +6,7 @@ from typing import Any
 from cdm_lightning.access import Policy
 from cdm_lightning.errors import BadInput
 from cdm_lightning.parser import Parser
-from cdm_lightning.store import Store
+from cdm_lightning.store import Store, names_of
 
 
 def add_source_options(parser: Parser) -> None:
@@ -43,7 +43,7 @@ def chosen_sources(config: Any) -> list[str]:
     granted = policy.granted(config.user, spent=lambda source: store.read_card(source).epsilon)
     if config.sources in (None, "all"):
         return granted
-    for source in config.sources.split(",") if isinstance(config.sources, str) else config.sources:
+    for source in names_of(config.sources):
         if source not in granted:  # whether there is such a source is nothing for this user to know
             raise BadInput(f"{config.policy} does not grant source '{source}' to user '{config.user}'")
     return sorted(store.choose(config.sources))

@@ -175,8 +175,7 @@ class Store:
             UnknownSource: the store has no compartment of that source.
             BadInput: no source at all, or one source twice.
         """
-        named = sources.split(",") if isinstance(sources, str) else list(sources)
-        chosen = self.sources() if sources == "all" else named
+        chosen = self.sources() if sources == "all" else names_of(sources)
         if not chosen:
             raise BadInput(f"no source chosen: name some of {', '.join(self.sources()) or 'none (the store is empty)'}")
         for source in chosen:
@@ -298,6 +297,11 @@ def read_folder(folder: Path, backbone_sha256: str) -> tuple[dict[str, "Tensor"]
             "with --refit"
         )
     return tensors, card
+
+
+def names_of(sources: str | Sequence[str]) -> list[str]:
+    """Return the names in a list, or in a text with commas between them."""
+    return sources.split(",") if isinstance(sources, str) else list(sources)
 
 
 def check_name(source: str) -> None:
