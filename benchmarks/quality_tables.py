@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from benchmarks.quality_stores import TOKEN_RATES
 
 MANY = ("--n", "1000", "--batch_size", "64")
-SLOW = ("--n", "1000", "--batch_size", "128")
 NO_JUDGE = ("--judge_images", "0")  # proportions are those of the same samples in the first table
 FEWER = ("--n", "256")
-FEW = ("--n", "500", "--batch_size", "128")  # where every image takes 175 evaluations
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,24 @@ class Table:
 TABLES = {
     "five": Table(
         "ours",
-        ("closed_form", "public", "routed", "assign", "draft"),
+        ("closed_form", "public", "uniform", "posterior", "routed", "assign", "draft"),
         {"full": "ours-full", "mono": "mono", "mono-full": "mono-full"},
         "mono-full",
         "five",
     ),
     "five, plain": Table(
-        "ours",
-        ("uniform", "posterior", "assign"),
+        "paper",
+        ("posterior", "classifier"),
         {
             "mono-full": "mono-full",
-            "full": "ours-full",
             "unet-full@3": "unet-full",
             "mono-unet": "mono-unet",
             "mono-unet@3": "mono-unet",
             "mono-tokens": "mono-tokens",
             "mono-tokens40": "mono-tokens40",
-            "paper": "paper",
         },
         "mono-full",
         "five-plain",
-        options=SLOW,
     ),
     "five, FID": Table(
         "ours",
@@ -119,14 +114,6 @@ TABLES = {
         "mono-full",
         "five-unet-1",
     ),
-    "five, classifier": Table(
-        "paper",
-        ("classifier", "posterior"),
-        {"mono-unet@3": "mono-unet"},
-        "mono-unet@3",
-        "five-classifier",
-        options=FEW,
-    ),
     "eight, other ways": Table(
         "parts-full",
         ("draft",),
@@ -181,7 +168,6 @@ TABLES = {
         {rate: f"mono-tokens-{rate}" for rate in TOKEN_RATES},
         "routed",
         "five-token-rates",
-        options=SLOW,
     ),
     "fifty": Table(
         "fifty",

@@ -3,11 +3,13 @@
 import os
 import sys
 
+from cdm_lightning.allocator import keep_freed_memory
 from cdm_lightning.cli import main
 
 
 def run() -> None:
     """Run the command line and exit; if whoever reads its output stops, as `head` does, so does it, without a word."""
+    keep_freed_memory()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

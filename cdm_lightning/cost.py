@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cdm_lightning.allocator import keep_freed_memory
 from cdm_lightning.contenders import Contender, Opened
 from cdm_lightning.generation import Settings, sample_batch
 
@@ -48,6 +49,7 @@ def peak_memory(contender: Contender, settings: Settings) -> int | None:
 
 def _peak_of_sampling(contender: Contender, settings: Settings, threads: int) -> int | None:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     _seconds(contender.open(settings.device), settings)
     return torch.cuda.max_memory_allocated() if settings.device.startswith("cuda") else peak_of_process()
 
