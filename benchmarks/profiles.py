@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed import DEFAULT
 from benchmarks.speed_rows import opened, sampling, training_step
 from benchmarks.speed_stores import OWNERS
+from cdm_lightning.allocator import keep_freed_memory
 from cdm_lightning.generation import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/speed"), help="the folder of `benchmarks.speed`")
     work: Path = parser.parse_args().work
     torch.set_num_threads(1)
+    keep_freed_memory()
     every, plain = opened(work / f"guided-{DEFAULT}", OWNERS), opened(work / f"plain-{DEFAULT}", ["everybody"])
 
     def steps(kind: Literal["whole", "tokens"]) -> Callable[[], object]:

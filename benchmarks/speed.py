@@ -47,6 +47,7 @@ from benchmarks.speed_stores import (
 )
 from benchmarks.speed_tables import tables_of
 from benchmarks.versions import versions
+from cdm_lightning.allocator import keep_freed_memory
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.generation import Settings, Start
 from cdm_lightning.store import Store
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--diffusers", action="store_true", help="compare with diffusers, which has to be installed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     work, started = Path(options.work), time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)
     found = measured(work, options.many, options.pairs, options.uvit, options.diffusers)
