@@ -150,6 +150,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "tensor_files",
     ),
     (
+        "allocator",
         "images",
         "sheets",
         "seeding",
