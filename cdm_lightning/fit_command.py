@@ -22,6 +22,7 @@ from cdm_lightning.store import EXCLUSIONS
 from cdm_lightning.trainer_checks import check_trainer
 from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
+from datamodules.image_defaults import image_shape
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
@@ -30,6 +31,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
+IMAGE_KEYS = ("root", "from", "image_size", "channels")  # of `data`, that say how large images are
 TRAINING_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 
 
@@ -106,8 +108,9 @@ def add_fit_options(parser: Parser) -> None:
     parser.add_class_arguments(Sampler, "sampler", instantiate=False)
     parser.add_class_arguments(Metrics, "metrics", instantiate=False)
     parser.add_class_arguments(Privacy, "privacy", instantiate=False)
-    parser.link_arguments("data.image_size", "model.backbone.init_args.image_size")
-    parser.link_arguments("data.channels", "model.backbone.init_args.channels")
+    images, backbone = tuple(f"data.{key}" for key in IMAGE_KEYS), "model.backbone.init_args"
+    parser.link_arguments(images, f"{backbone}.image_size", compute_fn=lambda *given: image_shape(*given).size)
+    parser.link_arguments(images, f"{backbone}.channels", compute_fn=lambda *given: image_shape(*given).channels)
     parser.link_arguments("model.guide", "model.backbone.init_args.guided", compute_fn=lambda guide: guide != "none")
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
     parser.set_defaults({"model.backbone": {"class_path": "cdm_lightning.conv_net.ConvNet"}})
@@ -139,6 +142,8 @@ class ConfiguredRecipe:
         if config.checkpoint_every < 1:
             raise BadInput(f"checkpoint_every is {config.checkpoint_every}; expected at least 1 step")
         Sampler(**vars(config.sampler))
+        image = image_shape(*(config.data[key] for key in IMAGE_KEYS))
+        config.data.image_size, config.data.channels = image.size, image.channels
         self.quality = quality_of(config)
         history = Path(config.store) / "runs" / "composed" / "forgetting.json"
         self.watching = [

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.parser import Parser, new_parser
+from datamodules.image_defaults import OF_ORIGIN
+from datamodules.manifest import MANIFEST
 from datamodules.plan import Plan
 from datamodules.splits import default_split
 from datamodules.writer import write_shards
-
-IMAGE_DEFAULTS = {"digits": (8, 1), "fashion_mnist": (28, 1), "cifar10": (32, 3), "folder": (32, 3), "list": (32, 3)}
 
 
 def shards_parser() -> Parser:
@@ -53,13 +53,13 @@ def write_from(config: Any) -> None:
     origin, out = config["from"], Path(config.out)
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out} is a file; name a folder")
-    size, channels = IMAGE_DEFAULTS[origin]
+    image = OF_ORIGIN[origin]
     plan = Plan(
         from_=origin,
         input=config.input,
         split=default_split(origin) if config.split is None else config.split,
-        image_size=size if config.size is None else config.size,
-        channels=channels if config.channels is None else config.channels,
+        image_size=image.size if config.size is None else config.size,
+        channels=image.channels if config.channels is None else config.channels,
         public_classes=config.public_classes,
         public_fraction=config.public_fraction,
         heldout_fraction=config.heldout_fraction,
@@ -71,3 +71,5 @@ def write_from(config: Any) -> None:
     for source, count in counts.items():
         print(f"{source}: {count} images")
     print(f"shards of {len(counts)} sources are in {out}")
+    if left := sorted({path.parent.name for path in out.glob(f"*/{MANIFEST}")} - counts.keys()):
+        print(f"left there as they were, since none of these images are theirs: {', '.join(left)}")

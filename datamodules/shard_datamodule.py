@@ -12,6 +12,7 @@ from cdm_lightning.errors import BadInput, UnknownSource
 from datamodules import manifest as manifests
 from datamodules.agreement import check_agreement, check_shape
 from datamodules.exclusions import forgotten_keys, read_keys
+from datamodules.image_defaults import image_shape
 from datamodules.manifest import FILTERED, MANIFEST, Manifest, Sample, read_manifest, usable
 from datamodules.names import HELDOUT, PUBLIC, TRAIN, Part
 from datamodules.overlap import check_apart
@@ -40,8 +41,9 @@ class ShardDataModule(lightning.LightningDataModule):
         heldout_fraction: fraction of every source that is held out from training.
         shards_per_source: number of tars that the samples of a source are spread over.
         exclude: file of keys, one a line, of samples that are not used.
-        image_size: height and width of the images in pixels.
-        channels: 1 for grey, 3 for colour.
+        image_size: height and width of the images in pixels; by default those of the shards, or if there are none
+            those of the data set (of folders and lists 32).
+        channels: 1 for grey, 3 for colour; by default as for the size (of folders and lists 3).
         batch_size: number of images in a batch.
         public_mix: share of every training batch of a source that is drawn from `public` instead.
         num_workers: number of processes that decode images; 0 decodes in the main process.
@@ -66,8 +68,8 @@ class ShardDataModule(lightning.LightningDataModule):
         heldout_fraction: float = 0.1,
         shards_per_source: int = 4,
         exclude: str | None = None,
-        image_size: int = 8,
-        channels: Literal[1, 3] = 1,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
         batch_size: int = 64,
         public_mix: float = 0.0,
         num_workers: int = 0,
@@ -77,12 +79,13 @@ class ShardDataModule(lightning.LightningDataModule):
         check_at_least("batch_size", batch_size, 1)
         check_at_least("num_workers", num_workers, 0)
         check_fraction("public_mix", public_mix)
+        image = image_shape(root, from_, image_size, channels)
         self.plan = Plan(
             from_,
             input,
             default_split(from_) if split is None else split,
-            image_size,
-            channels,
+            image.size,
+            image.channels,
             public_classes or [],
             public_fraction,
             heldout_fraction,

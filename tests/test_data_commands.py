@@ -150,7 +150,9 @@ def test_a_source_of_one_image_without_a_held_out_part(fit: Fit, tmp_path: Path)
         path = tmp_path / "images" / ("ann/one" if k == 60 else f"public/{k % 3}") / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[k]).save(path)
-    data = ShardDataModule(str(tmp_path / "root"), "folder", str(tmp_path / "images"), heldout_fraction=0)
+    data = ShardDataModule(
+        str(tmp_path / "root"), "folder", str(tmp_path / "images"), heldout_fraction=0, image_size=8, channels=1
+    )
     data.prepare()
     assert [tuple(data.images("ann", part)[1].shape) for part in ("train", "heldout")] == [(1, 1, 8, 8), (0, 1, 8, 8)]
     options = {"data.root": "root", "data.from": "folder", "data.input": "images", "data.public_fraction": "0"}

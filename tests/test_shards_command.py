@@ -117,3 +117,17 @@ def test_the_output_in_place_of_the_input(tmp_path: Path, capsys: pytest.Capture
     assert shards(tmp_path / "images", tmp_path / "images") == 2
     assert "images/alice' holds other files than shards" in sentence(capsys)
     assert content(tmp_path / "images") == before
+
+
+def test_sources_that_were_there_before_and_are_not_among_the_images_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, root = save_images(tmp_path / "images", 2), tmp_path / "root"
+    assert shards(root, images) == 0
+    assert "left there" not in capsys.readouterr().out
+    rename("bob", "zoe")(images)
+    rename("alice", "carol")(images)
+    before = content(root)
+    assert shards(root, images) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("none of these images are theirs: alice, bob")
+    assert before.items() <= content(root).items()
