@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.guide_inputs import KNOWLEDGE, beside, of_rows, widen
 from benchmarks.guide_parts import BOTH, take_parts
 from benchmarks.training import train_network
 from cdm_lightning.backbone import Backbone, UViT
@@ -31,6 +32,8 @@ class Way:
         clusters: of a closed form, at most.
         in_fold: whether the drafts have seen the images that they guide.
         residual: whether F is shown (x - G) / sigma beside the draft G.
+        known: what else of the closed form F is shown, in units of the draft's error: a key of
+            `guide_inputs.KNOWLEDGE`, or empty for nothing.
         blind: share of the images that F is shown no draft of; there it is a plain EDM network.
         parts: of the network; see `guide_parts`.
         seed: of everything random in training.
@@ -42,6 +45,7 @@ class Way:
     clusters: int = MOST_CLUSTERS
     in_fold: bool = False
     residual: bool = True
+    known: str = ""
     blind: float = 0.0
     parts: str = BOTH
     seed: int = 0
@@ -127,6 +131,14 @@ class Guide:
         """Return the network, which is shown of a guide [batch, 2 channel, ...] what this way shows."""
         return network if self.way.residual else partial(_without_residual, network)
 
+    def finish(self, network: Network, form: Gaussians, n: int, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return D of a source whose closed form is of n images: its draft, finished by the network."""
+        error, shown = self.error.at(sigma, torch.full_like(sigma, n)), self.shown(network)
+        if self.way.known:
+            known = KNOWLEDGE[self.way.known](form, x, sigma)
+            shown = beside(shown, known / per_image(error, known))
+        return guided_denoise(EDM(), shown, x, sigma, form.denoise(x, sigma), error)
+
 
 def _without_residual(network: Network, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
     assert guide is not None
@@ -144,6 +156,8 @@ def train(network: Backbone, guide: Guide, *, steps: int, rate: float, batch: in
     way, pseudo = guide.way, guide.drafts.pseudo
     if isinstance(network, UViT):
         take_parts(network, way.parts)
+    if way.known:
+        widen(network)
     network.initialize(generator(way.seed, "guides", "start"))
 
     def loss_at(step: int) -> Tensor:
@@ -163,7 +177,7 @@ def loss_of(
     """Return the loss of a batch: the first images, in the share `blind`, without a draft."""
     x_0 = guide.drafts.pseudo.images[rows]
     x = x_0 + per_image(sigma, x_0) * noise
-    blind = round(guide.way.blind * len(rows))
+    way, blind = guide.way, round(guide.way.blind * len(rows))
     by_image = []
     if blind:
         plain = denoise(EDM(), partial(unguided, network), x[:blind], sigma[:blind])
@@ -172,6 +186,10 @@ def loss_of(
         level = guide.drafts.draw_level(draw)
         draft = guide.drafts.denoise(rows[blind:], level, x[blind:], sigma[blind:])
         error = guide.error.at(sigma[blind:], torch.full_like(sigma[blind:], guide.drafts.sizes[level]))
-        finished = guided_denoise(EDM(), guide.shown(network), x[blind:], sigma[blind:], draft, error)
+        shown = guide.shown(network)
+        if way.known:
+            known = of_rows(KNOWLEDGE[way.known], guide.drafts, rows[blind:], level, x[blind:], sigma[blind:])
+            shown = beside(shown, known / per_image(error, known))
+        finished = guided_denoise(EDM(), shown, x[blind:], sigma[blind:], draft, error)
         by_image.append(denoising_loss(finished, x_0[blind:], error))
     return torch.cat(by_image).mean()

@@ -16,14 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.guide_parts import DEEP, HEAD, TRANSFORMER
 from benchmarks.guide_training import Guide, PublicImages, Way, train, unguided
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
-from cdm_lightning.denoiser import EDM, denoise, guided_denoise
+from cdm_lightning.denoiser import EDM, denoise
 from cdm_lightning.evaluation import heldout_error
 from cdm_lightning.images import from_uint8
 from cdm_lightning.packing import build_backbone
@@ -48,6 +47,8 @@ WAYS = {
     "1 cluster": Way(clusters=1),
     "20 clusters a closed form": Way(clusters=20),
     "no residual": Way(residual=False),
+    "how far its components are apart": Way(known="between"),
+    "how unsure it is": Way(known="deviation"),
     "a fifth without a guide": Way(blind=0.2),
     "never a guide": Way(blind=1.0),
     "transformer alone": Way(parts=TRANSFORMER),
@@ -62,14 +63,9 @@ def errors_of(guide: Guide, network: Any, train_images: Tensor, held_out: Tensor
     sizes = {str(n): n for n in FEW if n < len(train_images)} | {"all": len(train_images)}
     for name, n in sizes.items():
         form = guide.of_source(train_images[:n])
-
-        def finish(x: Tensor, sigma: Tensor, form: Any = form, n: int = n) -> Tensor:
-            error = guide.error.at(sigma, torch.full_like(sigma, n))
-            return guided_denoise(EDM(), guide.shown(network), x, sigma, form.denoise(x, sigma), error)
-
         found[f"closed form, {name}"] = heldout_error(form.denoise, held_out, SIGMAS)
         if guide.way.blind < 1:
-            found[f"guided, {name}"] = heldout_error(finish, held_out, SIGMAS)
+            found[f"guided, {name}"] = heldout_error(partial(guide.finish, network, form, n), held_out, SIGMAS)
     if guide.way.blind:
         found["unguided"] = heldout_error(partial(denoise, EDM(), partial(unguided, network)), held_out, SIGMAS)
     return found

@@ -5,13 +5,17 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import jacobian
 
 from benchmarks import guides
+from benchmarks.guide_inputs import KNOWLEDGE, between, deviation, widen
 from benchmarks.guide_parts import BOTH, DEEP, HEAD, TRANSFORMER, DeepHead, take_parts
 from benchmarks.guide_training import Guide, PublicImages, Way, groups, loss_of, train, unguided
 from benchmarks.training import train_network
 from cdm_lightning.backbone import UViT
+from cdm_lightning.conv_net import ConvNet as OurConvNet
 from cdm_lightning.denoiser import EDM, denoise, guided_denoise, per_image
+from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.seeding import generator
 from cdm_lightning.uvit_layers import sinusoidal_embedding
@@ -86,6 +90,53 @@ def test_without_its_residual_the_network_is_shown_the_draft_alone() -> None:
     x, time, shown = torch.randn(2, 1, 8, 8), torch.tensor([100.0, 500.0]), torch.randn(2, 2, 8, 8)
     expected = net(x, time, guide=torch.cat([shown[:, :1], torch.zeros(2, 1, 8, 8)], dim=1))
     assert torch.equal(guide.shown(net)(x, time, guide=shown), expected)
+
+
+def mixture() -> Gaussians:
+    """Return three Gaussians in 16 dimensions that overlap."""
+    return Gaussians.fit(blobs()[:, :, :4, :4].double() * 0.5, seed=0, rank=5, clusters=3, images_per_cluster=20)
+
+
+def test_what_a_closed_form_knows_of_an_image() -> None:
+    """Oracles: Tweedie's second order, Cov[x_0 | x] = sigma^2 dD/dx, and sums over the components in words."""
+    form, x, sigma = mixture(), torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0.4, 1.5]).double()
+    for one, level, found in zip(x, sigma, deviation(form, x, sigma), strict=True):
+
+        def denoised(flat: Tensor, level: Tensor = level) -> Tensor:
+            return form.denoise(flat.reshape(1, 1, 4, 4), level[None]).flatten()
+
+        slope = jacobian(denoised, one.flatten()).diagonal()
+        assert torch.allclose(found.flatten().square(), level.square() * slope, rtol=1e-8)
+    weight = form.explain(x, sigma)[0].softmax(0)[..., None, None, None]
+    parts = [{name: tensor[k : k + 1] for name, tensor in form.tensors().items()} for k in range(len(form.mean))]
+    means = torch.stack([Gaussians.from_tensors(part, form.shape).denoise(x, sigma) for part in parts])
+    expected = (weight * means.square()).sum(0) - (weight * means).sum(0).square()
+    assert len(parts) > 1
+    assert torch.allclose(between(form, x, sigma).square(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("known", ["between", "deviation"])
+def test_what_it_knows_is_shown_in_units_of_the_drafts_error(known: str) -> None:
+    """Oracle: the loss by hand, of the form that was fitted without the image; and as it is measured."""
+    guide = Guide.fit(Way(rank=8, sizes=(), known=known), PUBLIC)
+    net = OurConvNet(8, 1, guided=True, features=8, dilations=(1,), width=16)
+    widen(net)
+    net.initialize(generator(0, "test"))
+    nn.init.normal_(net.leave.weight, generator=generator(1))
+    rows, sigma, noise = drawn(guide)
+    expected = []
+    for row, level, own in zip(rows.tolist(), sigma, noise, strict=True):
+        x_0, level = PUBLIC.images[row : row + 1], level[None]
+        x = x_0 + per_image(level, x_0) * own[None]
+        form = guide.drafts.closed_forms[int(guide.drafts.pseudo.group[row]), int(guide.drafts.pseudo.fold[row]), 0]
+        scale = guide.error.at(level, torch.full_like(level, guide.drafts.sizes[0]))
+        draft, plane = form.denoise(x, level), KNOWLEDGE[known](form, x, level) / scale
+        shown = torch.cat([draft, (x - draft) / level, plane], dim=1)
+        denoised = draft + scale * net(EDM().c_in(level) * x, EDM().c_noise(level), guide=shown)
+        assert torch.allclose(guide.finish(net, form, guide.drafts.sizes[0], x, level), denoised, atol=1e-6)
+        expected.append(float(((denoised - x_0) / scale).detach().square().mean()))
+    found = loss_of(net, guide, rows, sigma, noise, generator(0, "level"))
+    assert float(found.detach()) == pytest.approx(sum(expected) / BATCH, rel=1e-4)
 
 
 def test_training_lowers_the_error_and_repeats() -> None:
