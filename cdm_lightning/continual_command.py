@@ -193,7 +193,8 @@ def check_images(recipe: ConfiguredRecipe, events: Sequence[Event]) -> None:
     recipe.config.data.sources = sorted({source for event in events for source in event.present})
     data = recipe.data()
     data.prepare()
-    check_data(data, data.chosen_sources(), needs_public=False)
+    sources = data.chosen_sources()
+    check_data(data, sources, needs_public=False, private=frozenset(filter(recipe.privacy.covers, sources)))
 
 
 def check_place(path: Path, store: Store) -> None:

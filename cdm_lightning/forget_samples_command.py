@@ -180,8 +180,16 @@ def _check_refit(store: Store, root: str, source: str) -> None:
     """Raise BadInput if a compartment could not be fitted again: better before anything of it is taken away."""
     from cdm_lightning.refit import recipe_of
 
-    if store.folder(source).is_dir():
-        recipe_of(_recorded(store, source), store.path, source, root).data().class_counts(source)
+    if not store.folder(source).is_dir():
+        return
+    recipe = recipe_of(_recorded(store, source), store.path, source, root)
+    recipe.data().class_counts(source)
+    is_private = store.has_compartment(source) and store.read_card(source).epsilon is not None
+    if is_private and not recipe.privacy.covers(source):
+        raise BadInput(
+            f"source '{source}' is private, and {_recorded(store, source)}, which it would be fitted by again, is of a "
+            "fit without privacy: fit it with privacy.epsilon and --refit first, or forget the whole source"
+        )
 
 
 def _recorded(store: Store, source: str) -> Path:
@@ -212,16 +220,18 @@ def _begin(store: Store, source: str) -> Path:
 
 
 def _learned_anew(store: Store, root: str, source: str, config: Path) -> dict[str, Any]:
-    """Take a compartment away and fit it again, unless it was fitted from what is still used; without images, only
-    take it away.
+    """Take a compartment away and fit it again, unless it was fitted from what is still used.
+
+    Without an image left it is only taken away; not if it is private: whether it is empty may not show.
     """
     from cdm_lightning.refit import recipe_of, refit
 
-    data, before = recipe_of(config, store.path, source, root).data(), store.tensors_sha256([source]).get(source)
+    recipe, before = recipe_of(config, store.path, source, root), store.tensors_sha256([source]).get(source)
+    data = recipe.data()
     if store.has_compartment(source) and learned_data(store, source) == data.data_sha256(source):
         return {"before": before, "after": before}
     gone = forget_source(store, source)
-    if data.class_counts(source):
+    if data.class_counts(source) or recipe.privacy.covers(source):
         refit(config, store.path, source, root)
     removed = [asdict(one) for one in gone.removed]
     after = store.tensors_sha256([source]).get(source)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cdm_lightning.card import Card
 from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussian_mechanism import check_budget, composed, epsilon_of, mu_of
+from cdm_lightning.releases import Cost
 
 SLACK_SHARE = 0.02  # of delta, if a prompt is trained; see `subsampled_gaussian`
 
@@ -102,19 +102,18 @@ class Together:
     epsilon_of_all: float
 
 
-def together(cards: Iterable[Card]) -> Together | None:
-    """Return what the private ones of some compartments cost together; None if none is private.
+def together(costs: Iterable[Cost | None]) -> Together | None:
+    """Return what compartments cost together, of which those without privacy are None; None if none is private.
 
     Sources that share no image compose in parallel: an image changes one compartment only (McSherry 2009, doi
     10.1145/1559845.1559850, Theorem 4). The releases about an image that several hold add up.
     """
-    private = [
-        (card.epsilon, card.delta, card.slack) for card in cards if card.epsilon is not None and card.delta is not None
-    ]
+    private = [cost for cost in costs if cost is not None]
     if not private:
         return None
-    delta = max(delta for _, delta, _ in private)
-    mu = composed(mu_of(epsilon, own - slack) for epsilon, own, slack in private)
-    left = delta - sum(slack for _, _, slack in private)
-    all_of_them = epsilon_of(mu, left) if left > 0 else math.inf
-    return Together(max(epsilon for epsilon, _, _ in private), delta, all_of_them)
+    epsilon, delta = (max(getattr(cost, name) for cost in private) for name in ("epsilon", "delta"))
+    left = delta - sum(cost.slack for cost in private)
+    if left <= 0 or epsilon == math.inf:
+        return Together(epsilon, delta, math.inf)
+    mu = composed(mu_of(cost.epsilon, cost.delta - cost.slack) for cost in private)
+    return Together(epsilon, delta, epsilon_of(mu, left))

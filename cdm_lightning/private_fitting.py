@@ -5,6 +5,7 @@ closed form: drafts from the images themselves would give them away.
 """
 
 import logging
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from cdm_lightning.card import Card
 from cdm_lightning.card_making import PrivateFit, private_card, sampling_rate
 from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import BadInput, StoreError, UnknownSource
+from cdm_lightning.forgetting import pending_of
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
@@ -38,11 +40,12 @@ from cdm_lightning.secret_noise import SecretNoise, read_secret
 from cdm_lightning.store import CONFIG, Store
 from cdm_lightning.subsampled_gaussian import multiplier_for
 from cdm_lightning.training import discard_checkpoint
+from cdm_lightning.versions import code_sha256
 
 FEW_IMAGES = 20  # released ones
 FILTERED = (
-    "was filtered by what the sources hold (shards --drop-from-public), so it may tell of their images: write the "
-    "shards again without that, and fit another --store"
+    "was filtered (shards --drop-from-public, or data.exclude of public images), maybe by what the sources hold, and "
+    "then it tells of their images: take all of public, and fit another --store"
 )
 log = logging.getLogger(__name__)
 
@@ -93,9 +96,14 @@ def check_private_store(privacy: Privacy, store: Store, sources: list[str], refi
 
 
 def _is_private(store: Store, source: str, refit: bool) -> bool:
-    """Return whether the store's compartment of a source is a release; that of a damaged card, if ever one was."""
+    """Return whether the store's compartment of a source is a release; if none can be read, whether ever one was.
+
+    Whoever forgets a source by hand makes a new beginning; a compartment that is damaged, or that is to be fitted again
+    since an image left, stays as private as it was.
+    """
     if not store.has_compartment(source):
-        return False
+        begun_anew = store.forgotten_on(source) is not None and not pending_of(store, source).exists()
+        return bool(released(store.path, source).mus) and not begun_anew
     try:
         return store.read_card(source).epsilon is not None
     except StoreError:
@@ -146,6 +154,9 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     data_sha256, own = data.data_sha256(source), mark_private(store, source)
     settings = private_card(module, store, source, recipe, PrivateFit(1, privacy.epsilon, 0, 0.0)).to_json()
     named: dict[str, str | int | float] = {"images": data_sha256, "settings": settings, "mu": shares.form}
+    named["code"] = code_sha256()
+    if _is_finished(store, source):
+        _discard_training(store, source, own)
     kept = kept_form(own, named, store.info.image_shape) if trained else None
     form, n = kept or _released_form(
         recipe, store, phase, images, SecretNoise(secret, named), shares, module.hparams["clusters"]
@@ -168,9 +179,24 @@ def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     announce_record(store, card, data_sha256)
     store.write_compartment(pack_compartment(compartment), card)
     keep_record(store, source, data_sha256)
+    _discard_training(store, source, own)
+    return card
+
+
+def _is_finished(store: Store, source: str) -> bool:
+    """Return whether the newest release of a source is in its compartment: what is kept of it is used no more."""
+    if not store.has_compartment(source):
+        return False
+    try:
+        count = store.read_card(source).settings.get("releases", 0)
+    except StoreError:
+        return True  # so it counts as one more
+    return isinstance(count, int) and count >= len(released(store.path, source).mus)
+
+
+def _discard_training(store: Store, source: str, own: Path) -> None:
     (own / RELEASED).unlink(missing_ok=True)
     discard_checkpoint(training_folder(store, source))
-    return card
 
 
 def _released_form(

@@ -20,6 +20,7 @@ from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import to_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import unpack_backbone
 from cdm_lightning.phase import Clock, Phase
 from cdm_lightning.privacy import Shares
@@ -201,6 +202,8 @@ def train_private(
     begin(module, store, phase, untrained, steps)
     inputs, clock = asdict(card) | {"named": dict(steps.named)}, Clock(phase)
     folder = training_folder(store, phase.source)
+    for place in recipe.outside:
+        note_output(store.runs, place, [phase.source])
     with clock.part("training", f"{steps.count} private training steps"):
         train(
             recipe, module, None, folder, steps.count, inputs, lambda done: PoissonBatches(images, steps, done).loader()

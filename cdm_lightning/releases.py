@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cdm_lightning.card import Card
 from cdm_lightning.errors import StoreError
 from cdm_lightning.gaussian_mechanism import composed, epsilon_of
 from cdm_lightning.ledger import LEDGER_LOCK, append_line, locked, whole_lines
@@ -32,6 +33,32 @@ class Spent:
     def epsilon(self, delta: float) -> float:
         """Return the epsilon of all together at `delta`; infinite if the slack leaves nothing of it."""
         return epsilon_of(composed(self.mus), delta - self.slack) if delta > self.slack else math.inf
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What all that a private source has released tells of one image of it.
+
+    Attributes:
+        epsilon: of all releases together, at `delta`; infinite if the slack leaves nothing of it.
+        delta: the chance that epsilon does not hold.
+        slack: the part of delta that the training of prompts has set aside (see `subsampled_gaussian`).
+    """
+
+    epsilon: float
+    delta: float
+    slack: float
+
+
+def cost_of(store: Path, card: Card) -> Cost | None:
+    """Return what a source of a store has cost so far, by its card and by all that the store has noted.
+
+    A card from elsewhere (`store add`) does not count what the store had of the source before. None without privacy.
+    """
+    if card.epsilon is None or card.delta is None:
+        return None
+    spent = released(store, card.source)
+    return Cost(max(card.epsilon, spent.epsilon(card.delta)), card.delta, max(card.slack, spent.slack))
 
 
 def note_release(store: Path, source: str, mu: float, slack: float = 0.0) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from cdm_lightning import ledger
 from cdm_lightning.attribution import HeldOutCredits, credits_of, heldout_credits
-from cdm_lightning.card import Card
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.generation import Settings, batched, sample_batch
 from cdm_lightning.intervals import Interval, mean_interval
+from cdm_lightning.releases import cost_of
 from cdm_lightning.store import LEDGER, Store
 from cdm_lightning.store_commands import details_data
 
@@ -80,11 +80,12 @@ class Findings:
 
 def cards_of(store: Store, sources: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what is known of each source's compartment, by source: `details_data`, and what its privacy is."""
-    return {source: details_data(store, source) | _privacy(store.read_card(source)) for source in sources}
+    return {source: details_data(store, source) | _privacy(store, source) for source in sources}
 
 
-def _privacy(card: Card) -> dict[str, float | None]:
-    return {"epsilon": card.epsilon, "delta": card.delta}
+def _privacy(store: Store, source: str) -> dict[str, float | None]:
+    cost = cost_of(store.path, store.read_card(source))
+    return {"epsilon": None, "delta": None} if cost is None else {"epsilon": cost.epsilon, "delta": cost.delta}
 
 
 def sampled(compartments: Compartments, settings: Settings) -> Sampled:

@@ -1,8 +1,8 @@
 """Normal noise from a secret: whoever does not know it cannot tell the noise from a true random draw.
 
 A seed would not do: it is on every card, and who knows the noise can take it off. The stream is SHAKE-256 (FIPS 202)
-of the secret and of all that the release depends on, so two releases never share their noise, not even under one
-secret, and a release of the same images with the same settings is the same again.
+of the secret and of all that the release depends on, this package's code included, so two releases never share their
+noise, not even under one secret, and a release of the same images with the same settings is the same again.
 """
 
 import hashlib

@@ -6,6 +6,7 @@ from typing import Any
 from cdm_lightning.access import Policy
 from cdm_lightning.errors import BadInput
 from cdm_lightning.parser import Parser
+from cdm_lightning.releases import cost_of
 from cdm_lightning.store import Store, names_of
 
 
@@ -40,7 +41,12 @@ def chosen_sources(config: Any) -> list[str]:
     if config.user is None:
         return sorted(store.choose(config.sources))
     policy = Policy.read(Path(config.policy), store.sources(), store.gone())
-    granted = policy.granted(config.user, spent=lambda source: store.read_card(source).epsilon)
+
+    def spent(source: str) -> float | None:
+        cost = cost_of(store.path, store.read_card(source))
+        return None if cost is None else cost.epsilon
+
+    granted = policy.granted(config.user, spent=spent)
     if config.sources in (None, "all"):
         return granted
     for source in names_of(config.sources):

@@ -1,5 +1,6 @@
 """What `store list`, `store show SOURCE` and `store verify` say, as text and as data; nothing is printed here."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from cdm_lightning.errors import StoreError
 from cdm_lightning.privacy import together
+from cdm_lightning.releases import cost_of
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.text_tables import aligned
@@ -69,7 +71,9 @@ def verification(found: dict[str, Any]) -> str:
 
 def _row(store: Store, source: str) -> dict[str, Any]:
     card = store.read_card(source)
-    own = {"classes": len(card.class_counts), "bytes": _bytes(store.folder(source))}
+    cost = cost_of(store.path, card)
+    epsilon = None if cost is None else cost.epsilon if math.isfinite(cost.epsilon) else "inf"
+    own = {"classes": len(card.class_counts), "bytes": _bytes(store.folder(source)), "epsilon": epsilon}
     return {column: own[column] if column in own else getattr(card, column) for column in COLUMNS}
 
 
@@ -81,7 +85,7 @@ def _cell(value: Any) -> str:
 
 def _private_together(store: Store) -> Iterator[str]:
     """Yield what the private sources cost together, if there are any."""
-    all_of_them = together(store.read_card(source) for source in store.sources())
+    all_of_them = together(cost_of(store.path, store.read_card(source)) for source in store.sources())
     if all_of_them is not None:
         yield (
             f"private sources together: epsilon {all_of_them.epsilon:.4g} at delta {all_of_them.delta:g} for an image "

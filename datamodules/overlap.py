@@ -57,5 +57,5 @@ def check_apart(root: Path, manifests: Mapping[str, Manifest], exclude: Abstract
         if both := own & public:
             raise ShardError(
                 f"source '{source}' and public in '{root}' share {len(both)} images, so the backbone would see what "
-                "its owner may take back: write the shards of both again in one run, or exclude these samples"
+                "its owner may take back: write the shards of both again in one run, or exclude the source's samples"
             )

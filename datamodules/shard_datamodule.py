@@ -132,8 +132,12 @@ class ShardDataModule(lightning.LightningDataModule):
         return PUBLIC in self._folders()
 
     def public_is_filtered(self) -> bool:
-        """Tell whether images that a source holds were left out of `public`: then it tells something of the sources."""
-        return (self.root / PUBLIC / FILTERED).exists()
+        """Tell whether images were left out of `public`: they may be those of a source, which it would tell of."""
+        if not self.has_public():
+            return False
+        manifest = self.manifest(PUBLIC)
+        excluded = self.excluded_keys(manifest) & manifest.samples.keys()
+        return bool(excluded) or (self.root / PUBLIC / FILTERED).exists()
 
     def chosen_sources(self) -> list[str]:
         """Return the sources to use: in the order in which they were given, or all sorted.

@@ -66,7 +66,8 @@ def test_the_score_is_the_likelihood_ratio_of_the_last_release(frame: Frame) -> 
 
 
 def test_the_bound_stays_below_the_stated_epsilon(frame: Frame) -> None:
-    for epsilon in (0.5, 8.0):
+    """480 releases can show up to about 3.5: below that a bound that is too high would be seen."""
+    for epsilon in (0.5, 2.0, 8.0):
         found = least_epsilon(*scores(FLAT, frame, mu_of(epsilon, DELTA), 2, 480, noises("bound")), DELTA)
         assert found < epsilon
         assert found > (0.5 if epsilon == 8.0 else -1)

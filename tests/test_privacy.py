@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cdm_lightning import private_fitting
+from cdm_lightning import refit as refit_module
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.cli import main
 from cdm_lightning.collaboration import export_backbone
@@ -18,9 +19,11 @@ from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.privacy import Privacy, together
 from cdm_lightning.private_runs import MARK, RECORD
-from cdm_lightning.releases import RELEASES, Spent, note_release, released
+from cdm_lightning.releases import RELEASES, Cost, Spent, note_release, released
+from cdm_lightning.report import cards_of
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.store_commands import listing, listing_data
 from cdm_lightning.tensor_files import unpack
 from cdm_lightning.verify_forgotten import comparison, fitted_again
 from datamodules.manifest import FILTERED, read_manifest
@@ -63,9 +66,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def published(store: Path) -> dict[str, bytes]:
-    """Return the files of a store that may be published, but for ledger and locks."""
+    """Return the files of a store that may be published, but for locks and for what has the dates of today."""
+    return {name: data for name, data in shown(store).items() if not name.endswith(".jsonl")}
+
+
+def shown(store: Path) -> dict[str, bytes]:
+    """Return the files of a store that may be published, ledger and releases too."""
     kept = {name: data for name, data in files(store).items() if not name.startswith(("runs/", "exclusions/"))}
-    return {name: data for name, data in kept.items() if not name.endswith((".lock", ".jsonl"))}
+    return {name: data for name, data in kept.items() if not name.endswith(".lock")}
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,6 +131,19 @@ def test_what_another_store_has_released_counts_once_it_is_added(private: Path, 
         add = ["store", "add", "--store", str(central), str(place / "compartments" / "digit4"), "--replace"]
         assert main(add) == 0
     assert released(central, "digit4").mus == pytest.approx((mu_of(8, 1e-4), mu_of(8, 1e-4)))
+    both = epsilon_of(mu_of(8, 1e-4) * 2**0.5, 1e-4)
+    assert Store.open(central).read_card("digit4").epsilon == 8.0, "as its owner has made it"
+    (row,) = listing_data(Store.open(central))
+    assert row["epsilon"] == pytest.approx(both)
+    assert f"together: epsilon {both:.4g} at delta 0.0001" in listing(Store.open(central))
+    assert cards_of(Store.open(central), ["digit4"])["digit4"]["epsilon"] == pytest.approx(both)
+    policy = tmp_path / "policy.yaml"
+    for most, code in ((8, 2), (13, 0)):
+        policy.write_text(
+            f"max_epsilon: {most}\nroles: {{all: {{allow: [digit4]}}}}\nusers: {{ann: {{roles: [all]}}}}\n"
+        )
+        asked = ["--user", "ann", "--policy", str(policy), "--n", "1", "--steps", "2", "--out", str(tmp_path / "out")]
+        assert main(["sample", "--store", str(central), *asked]) == code
     assert fit(central, "[digit4]", *PRIVATE, "--refit") == 0
     card = Store.open(central).read_card("digit4")
     assert (card.settings["releases"], card.epsilon) == (3, pytest.approx(epsilon_of(mu_of(8, 1e-4) * 3**0.5, 1e-4)))
@@ -207,8 +228,13 @@ def test_nothing_else_of_a_private_source_is_stored(private: Path, workplace: Pa
     manifest = read_manifest(workplace / "shards" / "digit4")
     told = [*manifest.samples, *(one.sha256 for one in manifest.samples.values())]
     told += [json.loads((private / "runs" / "sources" / "digit4" / RECORD).read_text())["data_sha256"]]
-    for name, data in published(private).items():
+    assert {"ledger.jsonl", RELEASES} < shown(private).keys()
+    for name, data in shown(private).items():
         assert not [text for text in told if text.encode() in data], name
+    releases = [json.loads(line) for line in (private / RELEASES).read_text().splitlines()]
+    assert [sorted(line) for line in releases] == [["date", "mu", "source"]]
+    exact = len([sample for sample in manifest.samples.values() if sample.part == "train"])
+    assert Store.open(private).read_card("digit4").n != exact, "noise of this secret, which is not 0"
     own = [name for name in files(private) if name.startswith("runs/sources/digit4/")]
     assert {Path(name).name for name in own} == {MARK, RECORD, "config.yaml"}
     assert (private / "runs" / MARK).exists()
@@ -257,15 +283,80 @@ def test_a_private_source_does_not_become_plain_by_omission(
     assert fit(copy, "[digit4]") == 2
     assert "is private" in error_of(capsys)
     assert Store.open(copy).read_card("digit4").epsilon == 8.0
+    (copy / "compartments" / "digit4" / "README.md").unlink()
+    assert fit(copy, "[digit4]") == 2, "nor by a file that is gone"
+    assert "is private" in error_of(capsys)
+    assert fit(copy, "[digit4]", *PRIVATE) == 0
+    assert main(["forget", "--store", str(copy), "--source", "digit4"]) == 0
+    assert fit(copy, "[digit4]") == 0, "who forgets a source begins anew"
+    assert Store.open(copy).read_card("digit4").epsilon is None
+
+
+def test_nor_while_an_image_of_it_is_being_forgotten(
+    copy: Path, fit: Fit, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget = ["forget", "--store", str(copy), "--sample", training_keys(workplace)[0], "--root"]
+    forget.append(str(workplace / "shards"))
+    with monkeypatch.context() as patch:
+        patch.setattr(refit_module, "refit", interrupted)
+        assert main(forget) == 130
+    assert not Store.open(copy).has_compartment("digit4")
+    capsys.readouterr()
+    assert fit(copy, "[digit4]") == 2
+    assert "is private" in error_of(capsys)
+    assert main(forget) == 0
+    assert Store.open(copy).read_card("digit4").epsilon is not None
+
+
+def test_nor_by_the_recipe_of_the_plain_fit_that_it_has_replaced(
+    private: Path, plain: Path, fit: Fit, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(plain, "[digit4]") == 0
+    home = private / "compartments" / "digit4"
+    assert main(["store", "add", "--store", str(plain), str(home), "--replace"]) == 0
+    before = published(plain)
+    capsys.readouterr()
+    forget = ["forget", "--store", str(plain), "--sample", training_keys(workplace)[0], "--root"]
+    assert main([*forget, str(workplace / "shards")]) == 2
+    assert "is of a fit without privacy: fit it with privacy.epsilon and --refit first" in error_of(capsys)
+    assert published(plain) == before
+
+
+def training_keys(workplace: Path) -> list[str]:
+    """Return the keys of digit4's training images."""
+    samples = read_manifest(workplace / "shards" / "digit4").samples
+    return [key for key in sorted(samples) if samples[key].part == "train"]
+
+
+def test_that_no_image_is_left_does_not_show(copy: Path, workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "all").write_text("".join(f"{key}\n" for key in training_keys(workplace)))
+    forget = ["forget", "--store", str(copy), "--list", str(tmp_path / "all"), "--root", str(workplace / "shards")]
+    assert main(forget) == 0
+    card = Store.open(copy).read_card("digit4")
+    assert (card.settings["releases"], card.n < 60) == (2, True)
+
+
+def test_other_code_has_other_noise_under_one_secret(
+    private: Path, plain: Path, fit: Fit, secret: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it the same, the difference of two releases would be that of the bare sums."""
+    monkeypatch.setattr(private_fitting, "code_sha256", lambda: "another")
+    assert fit(plain, "[digit4]", *PRIVATE, *secret) == 0
+    forms = [unpack((path / "compartments/digit4" / COMPARTMENT).read_bytes(), path)[0] for path in (private, plain)]
+    assert not torch.allclose(forms[0]["fine.mean"], forms[1]["fine.mean"], atol=1e-2)
 
 
 def test_a_filtered_public_is_refused(
     plain: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(workplace / "shards", tmp_path / "shards"))
+    (tmp_path / "exclude").write_text(next(iter(read_manifest(root / "public").samples)) + "\n")
+    excluded = ("--data.exclude", str(tmp_path / "exclude"))
+    assert fit(plain, "[digit4]", *PRIVATE, "--data.root", str(root), *excluded) == 2
+    assert "public was filtered (shards --drop-from-public, or data.exclude" in error_of(capsys)
     (root / "public" / FILTERED).write_text("")
     assert fit(plain, "[digit4]", *PRIVATE, "--data.root", str(root)) == 2
-    assert "public was filtered by what the sources hold" in error_of(capsys)
+    assert "public was filtered (shards --drop-from-public, or data.exclude of public images)" in error_of(capsys)
     made = tmp_path / "made"
     written = ["shards", "--from", "digits", "--out", str(made), "--public-fraction", "0.4"]
     assert main([*written, "--drop-from-public"]) == 0
@@ -312,15 +403,17 @@ def card(source: str, epsilon: float | None, delta: float | None) -> Card:
 
 
 def test_disjoint_sources_compose_in_parallel_and_shared_images_add_up() -> None:
-    assert together([card("a", None, None)]) is None
-    one = together([card("a", 2.0, 1e-6), card("b", 4.0, 1e-5), card("c", None, None)])
+    assert together([None]) is None
+    one = together([Cost(2.0, 1e-6, 0.0), Cost(4.0, 1e-5, 0.0), None])
     assert one is not None
     assert (one.epsilon, one.delta) == (4.0, 1e-5)
     mus = composed([mu_of(2.0, 1e-6), mu_of(4.0, 1e-5)])
     assert one.epsilon_of_all == pytest.approx(epsilon_of(mus, 1e-5))
-    alone = together([card("b", 4.0, 1e-5)])
+    alone = together([Cost(4.0, 1e-5, 0.0)])
     assert alone is not None
     assert alone.epsilon_of_all == pytest.approx(4.0)
+    for unbounded in ([Cost(math.inf, 1e-5, 0.0), Cost(2.0, 1e-5, 0.0)], [Cost(2.0, 1e-5, 6e-6)] * 2):
+        assert together(unbounded).epsilon_of_all == math.inf
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, "8", True])

@@ -21,13 +21,14 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
 from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.outputs import outputs_of
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import SLACK_SHARE, Privacy, together
 from cdm_lightning.private_fitting import check_privacy
 from cdm_lightning.private_runs import MARK, RECORD
 from cdm_lightning.private_training import typical_norm
-from cdm_lightning.releases import RELEASES, released
+from cdm_lightning.releases import RELEASES, cost_of, released
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import COMPARTMENT, Store
 from cdm_lightning.subsampled_gaussian import epsilon_after
@@ -35,7 +36,7 @@ from cdm_lightning.tensor_files import unpack
 from cdm_lightning.training import CHECKPOINT
 from datamodules.manifest import read_manifest
 from tests.conftest import Fit
-from tests.test_privacy import error_of, files, published, secret  # noqa: F401  (the fixture)
+from tests.test_privacy import error_of, files, interrupted, published, secret  # noqa: F401  (the fixture)
 
 STEPS = 6
 PROMPT = ("--model.compartment", "tokens", "--model.tokens", "2", "--trainer.max_steps", str(STEPS))
@@ -94,7 +95,7 @@ def test_card_accounts_and_listings_agree(private: Path, capsys: pytest.CaptureF
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("digit4"))
     assert (row[3], row[6]) == ("tokens", "8")
     assert main(["store", "verify", "--store", str(private)]) == 0
-    one = together([card])
+    one = together([cost_of(private, card)])
     assert one is not None
     assert (one.epsilon, one.epsilon_of_all) == pytest.approx((8.0, 8.0))
 
@@ -262,6 +263,29 @@ def test_what_was_interrupted_goes_on_and_is_one_release(
     assert len(released(copy, "digit4").mus) == 1
     left = {Path(name).name for name in files(copy / "runs" / "sources" / "digit4")}
     assert not left & {CHECKPOINT, private_training.RELEASED}
+
+
+def test_what_a_finished_release_has_left_is_not_the_next_one(
+    store: Path, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit that is cut between the compartment and the end leaves its closed form and the state of its training."""
+    copy = plain(store, tmp_path / "copy")
+    options = (*PRIVATE, "--trainer.enable_checkpointing", "true", "--checkpoint_every", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(private_fitting, "keep_record", interrupted)
+        assert fit(copy, "[digit4]", *options) == 130
+    first, own = tensors(copy), copy / "runs" / "sources" / "digit4"
+    assert (own / private_training.RELEASED).exists()
+    assert fit(copy, "[digit4]", *options, "--refit") == 0
+    assert len(released(copy, "digit4").mus) == Store.open(copy).read_card("digit4").settings["releases"] == 2
+    assert not torch.allclose(first["fine.mean"], tensors(copy)["fine.mean"], atol=1e-2), "a release of its own"
+
+
+def test_logs_elsewhere_are_noted(store: Path, fit: Fit, tmp_path: Path) -> None:
+    copy, logs = plain(store, tmp_path / "copy"), tmp_path / "logs"
+    logger = ("--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(logs))
+    assert fit(copy, "[digit4]", *PRIVATE, *logger) == 0
+    assert outputs_of(copy / "runs", "digit4") == [logs]
 
 
 @pytest.mark.parametrize(
