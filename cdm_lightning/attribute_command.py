@@ -17,7 +17,7 @@ from cdm_lightning.credit_methods import OF_COALITIONS, Credit, CreditSettings, 
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.generation import Settings, finite_or_text
-from cdm_lightning.given_images import readable_images
+from cdm_lightning.given_images import check_not_given, readable_images
 from cdm_lightning.images import encode_png, from_uint8
 from cdm_lightning.json_option import check_place
 from cdm_lightning.nearest_images import Shards
@@ -69,6 +69,8 @@ def check(config: Any) -> None:
     places = [Path(config[name]).resolve() for name in (*FILES, "json") if config[name] is not None]
     if len(set(places)) < len(places):
         raise BadInput("--csv, --picture and --json name the same file twice: give each its own")
+    for name in (*FILES, "json"):
+        check_not_given(f"--{name}", config[name], config.images)
 
 
 def attribute(config: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import torch
 
 from cdm_lightning.card import Card
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
-from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.prompts import KINDS
@@ -20,8 +19,6 @@ def card_of(module: CompartmentalizedDiffusion, data: SourceData, store: Store, 
     """Return the card that a fit of this source will have: known before anything is fitted."""
     settings, counts = module.hparams, data.class_counts(source)
     trained = settings["compartment"] != "none"
-    if trained and recipe.max_steps < 1:
-        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
     own = {"rank": settings["rank"]}
     if settings["clusters"] != MOST_CLUSTERS:
         own["clusters"] = settings["clusters"]

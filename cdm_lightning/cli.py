@@ -164,8 +164,8 @@ def run_attribute(arguments: list[str]) -> None:
     config = attribute_parser().parse_args(arguments)
     check_json(config.json)
     report = attribute(config)
-    print(said(report))
     _write_report(config.json, report)
+    print(said(report))
     if refused := report["refused"]:
         reasons = "".join(f"\n  {reason}" for reason in refused.values())
         raise BadInput(f"{len(refused)} of the images could not be used:{reasons}")

@@ -195,6 +195,13 @@ def check_images(recipe: ConfiguredRecipe, events: Sequence[Event]) -> None:
     data.prepare()
     sources = data.chosen_sources()
     check_data(data, sources, needs_public=False, private=frozenset(filter(recipe.privacy.covers, sources)))
+    held_out = {source for source in sources if data.used(source, HELDOUT)}
+    for event in events:
+        if event.present and held_out.isdisjoint(event.present):
+            raise BadInput(
+                f"none of {', '.join(sorted(event.present))} has a held-out image, so nothing could be measured: "
+                "begin with another source in --order, or hold out more (data.heldout_fraction)"
+            )
 
 
 def check_place(path: Path, store: Store) -> None:

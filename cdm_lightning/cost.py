@@ -51,7 +51,7 @@ def _peak_of_sampling(contender: Contender, settings: Settings, threads: int) ->
     torch.set_num_threads(threads)
     keep_freed_memory()
     _seconds(contender.open(settings.device), settings)
-    return torch.cuda.max_memory_allocated() if settings.device.startswith("cuda") else peak_of_process()
+    return torch.cuda.max_memory_allocated(settings.device) if settings.device.startswith("cuda") else peak_of_process()
 
 
 def peak_of_process() -> int | None:

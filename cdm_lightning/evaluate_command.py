@@ -226,6 +226,8 @@ def proportions_alone(
         return {}
     contender, opened = models[ASSIGN]
     sources = list(prior)
+    if contender.parts != ASSIGN or set(contender.sources) != set(prior):  # an opponent that is labelled so
+        return {}
     true = torch.tensor([sources.index(source) for source in opened.drawn(settings.n, settings.seed)])
     confusion = confusion_of(true, torch.tensor(rows[ASSIGN]["named"]), len(sources))
     if not bool(confusion.sum(1).all()):

@@ -1,5 +1,6 @@
 """What must hold before anything is trained: usable data, and a store whose backbone is the configuration's."""
 
+import logging
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -13,7 +14,9 @@ from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import file_sha256
 
 PUBLIC = "public"
+LEARNED_WITH = ("learning_rate", "optimizer", "ema_decay", "seed")  # of a backbone; told if another is asked for
 PINNED = ("guide", "preconditioning", "rank", "sigma_switch", "steps")  # and all of `backbone`
+log = logging.getLogger(__name__)
 
 
 def check_data(
@@ -34,7 +37,10 @@ def check_data(
     for source in ([PUBLIC] if needs_public else []) + sources:
         data.verify(source)
         if source not in private and not data.class_counts(source):
-            raise BadInput(f"source '{source}' has no training image left: add images, or leave it out of data.sources")
+            raise BadInput(
+                f"source '{source}' has no training image left: leave it out of data.sources, or write its shards "
+                "again with more images (`shards`, or another data.root)"
+            )
 
 
 def check_public_mix(module: CompartmentalizedDiffusion, data: SourceData) -> None:
@@ -44,6 +50,12 @@ def check_public_mix(module: CompartmentalizedDiffusion, data: SourceData) -> No
         raise BadInput(f"{said}: choose model.compartment tokens, lora, head or full, or leave it 0")
     if data.public_mix and module.hparams["class_labels"]:
         raise BadInput(f"{said}, and public's images have no class of a source: leave it 0 with model.class_labels")
+
+
+def check_steps(module: CompartmentalizedDiffusion, max_steps: int) -> None:
+    """Raise BadInput if a prompt shall be trained for no step."""
+    if module.hparams["compartment"] != "none" and max_steps < 1:
+        raise BadInput(f"trainer.max_steps is {max_steps}; a prompt needs at least 1 training step")
 
 
 def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: SourceData) -> None:
@@ -59,6 +71,11 @@ def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: Sourc
                 f"the store {store.path} holds another backbone: its {key} is {stored.get(key)}, the configuration "
                 f"says {expected.get(key)}; use the store's, or another --store"
             )
+    trained, asked = store.read_backbone()[1], backbone_settings(module, store.info.image_shape)
+    if other := [key for key in LEARNED_WITH if trained.get(key) != asked.get(key)]:
+        log.warning(
+            "the backbone of %s stays as it is: it was trained with another %s", store.path, " and ".join(other)
+        )
     if data.has_public() and data.data_sha256(PUBLIC) != store.info.public_data_sha256:
         raise StoreError(
             f"public has changed since the backbone in {store.path} was trained on it: restore it, or fit another "

@@ -137,8 +137,8 @@ class ConfiguredRecipe:
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
-        if config.seed < 0:
-            raise BadInput(f"seed is {config.seed}; expected 0 or more")
+        if not 0 <= config.seed < 2**32:
+            raise BadInput(f"seed is {config.seed}; expected 0 to 4294967295")
         if config.checkpoint_every < 1:
             raise BadInput(f"checkpoint_every is {config.checkpoint_every}; expected at least 1 step")
         Sampler(**vars(config.sampler))

@@ -16,6 +16,7 @@ from cdm_lightning.fit_checks import (
     check_backbone,
     check_data,
     check_public_mix,
+    check_steps,
     privacy_settings,
 )
 from cdm_lightning.images import from_uint8
@@ -54,6 +55,7 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
     store = Store(store_path)
     described = recipe.module()
     check_public_mix(described, data)
+    check_steps(described, recipe.max_steps)
     check_privacy(recipe, described, data, sources)
     needs_public = not store.has_backbone() or data.public_mix > 0
     check_data(data, sources, needs_public, private=frozenset(filter(recipe.privacy.covers, sources)))

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cdm_lightning.errors import BadInput, did_you_mean
+from cdm_lightning.image_folder import CREDITS, SHEET
 from cdm_lightning.images import as_tensor, crop_and_resize, open_image
 from datamodules.encoding import convert
-from datamodules.files import SUFFIXES, load_file
+from datamodules.files import MACOS, SUFFIXES, load_file
 from datamodules.tars import DAMAGE
 
 MASKS = ("left", "right", "top", "bottom", "centre")
+OPAQUE = 255
 HALF = 128  # grey levels from here on are white
 TAR = ".tar"
 Load = Callable[[], Image.Image]
@@ -77,10 +80,32 @@ def _given(path: Path) -> Iterator[tuple[str, Load]]:
     elif not path.is_dir():
         yield str(path), partial(load_file, path)
     else:
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = _below(path)
         if not found:
             raise BadInput(f"{path} is a folder without {', '.join(SUFFIXES)} images: name images, or a folder of them")
         yield from ((str(file), partial(load_file, file)) for file in found)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the images below a folder; not what is hidden, nor the sheet beside what `sample` or `restore` wrote."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") or part == MACOS for part in file.relative_to(folder).parts)
+        and not (file.name == SHEET and file.with_name(CREDITS).is_file())
+    )
+
+
+def check_not_given(option: str, place: str | None, given: Sequence[str]) -> None:
+    """Raise BadInput if a file that is to be written is one of those that are given, or of a given folder's images."""
+    if place is None:
+        return
+    for path in map(Path, given):
+        files = {file.resolve() for file in (_below(path) if path.is_dir() else [path])}
+        if Path(place).resolve() in files:
+            raise BadInput(f"{option} {place} is one of the files that are given, and would be lost: name another")
 
 
 def _in_tar(path: Path) -> Iterator[tuple[str, Load]]:
@@ -130,7 +155,10 @@ def read_mask(mask: str | None, shape: tuple[int, int, int]) -> Tensor:
     if not Path(mask).is_file():
         words = f"expected a PNG or JPEG file, or one of {', '.join(MASKS)}"
         raise BadInput(f"--mask {mask}: there is no such file; {words}{did_you_mean(mask, MASKS)}")
-    image = convert(load_file(Path(mask)), 1, mask)
+    loaded = load_file(Path(mask))
+    if loaded.has_transparency_data and int(np.array(loaded.convert("RGBA").getchannel("A")).min()) < OPAQUE:
+        raise BadInput(f"--mask {mask} is transparent in places: paint it black, and white where pixels are unknown")
+    image = convert(loaded, 1, mask)
     square = as_tensor(crop_and_resize(image, min(image.size)), 1)[None]
     resized = interpolate(square, (height, width), mode="nearest-exact")[0]
     return (resized >= HALF).expand(shape)

@@ -19,6 +19,8 @@ from cdm_lightning.sheets import enlarged, grid
 from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import write_report
 
+SHEET, CREDITS = "grid.png", "credits.json"
+
 
 def image_rows(
     composed: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
@@ -72,8 +74,8 @@ def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Ten
         old.unlink()
     for k, image in enumerate(images):
         (out / f"{k:05d}.png").write_bytes(encode_png(image))
-    (out / "grid.png").write_bytes(encode_png(grid(images) if sheet is None else sheet))
-    write_report(out / "credits.json", report)
+    (out / SHEET).write_bytes(encode_png(grid(images) if sheet is None else sheet))
+    write_report(out / CREDITS, report)
 
 
 def credited_grid(images: Tensor, report: dict[str, Any]) -> Tensor:

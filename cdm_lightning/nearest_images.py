@@ -47,6 +47,8 @@ class Shards:
         root, exclude = place_of_images(config, record, store)
         data = shard_data(store, root, exclude)
         there = [source for source in sources if source in data.available_sources()]
+        if config.root is None and any(data.manifest(one).image.shape != store.info.image_shape for one in there):
+            return cls()  # they have been written again in another size
         if config.root is not None and not there:
             raise BadInput(f"--root, '{root}', has no shards of {', '.join(sources)}: give the folder of their shards")
         return cls(root, data, {source: spread(data.images(source, HELDOUT)[1], IMAGES) for source in there})

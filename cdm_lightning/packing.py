@@ -24,8 +24,20 @@ ALLOWED_PACKAGE = "cdm_lightning"
 
 
 def pack_backbone(backbone: Backbone, public: Public) -> dict[str, Tensor]:
-    """Return the tensors of `backbone.safetensors`."""
-    return _prefixed("network", backbone.state_dict()) | _prefixed("public", public.tensors())
+    """Return the tensors of `backbone.safetensors`; see `check_finite`."""
+    tensors = _prefixed("network", backbone.state_dict()) | _prefixed("public", public.tensors())
+    check_finite(tensors, "the backbone")
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise StoreError if a number that shall be stored is not finite: nothing could be sampled from it."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise StoreError(
+                f"{what} cannot be stored, since its {name} is not finite: look for images that are all alike, or "
+                "choose lower learning rates, and fit it again"
+            )
 
 
 def unpack_backbone(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[Backbone, Public]:
@@ -61,12 +73,13 @@ def build_backbone(class_path: str, init_args: Mapping[str, Any]) -> Backbone:
 
 
 def pack_compartment(compartment: Compartment) -> dict[str, Tensor]:
-    """Return the tensors of `compartment.safetensors`."""
+    """Return the tensors of `compartment.safetensors`; see `check_finite`."""
     tensors = _prefixed("fine", compartment.fine.tensors())
     if compartment.prompt is not None:
         tensors |= _prefixed("prompt", compartment.prompt.state_dict())
     for label, form in compartment.classes.items():
         tensors |= _prefixed(f"class.{label}", form.fine.tensors())
+    check_finite(tensors, "the compartment")
     return tensors
 
 

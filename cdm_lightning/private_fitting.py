@@ -17,7 +17,7 @@ from cdm_lightning.forgetting import pending_of
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.images import from_uint8
 from cdm_lightning.module import CompartmentalizedDiffusion
-from cdm_lightning.packing import pack_compartment, unpack_backbone
+from cdm_lightning.packing import check_finite, pack_compartment, unpack_backbone
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import Privacy, Shares
 from cdm_lightning.private_gaussians import Frame, fit_private
@@ -222,6 +222,7 @@ def _released_form(
         rank=public.rank,
         clusters=clusters,
     )
+    check_finite(form.tensors(), f"source '{source}'")
     note_release(store.path, source, shares.mu, shares.slack)
     if privacy.delta * n > 1:
         raise BadInput(

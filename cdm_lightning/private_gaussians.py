@@ -31,6 +31,7 @@ FAR, NEAR, FARTHEST = 1.3, 0.7, 1.6  # radii, in deviations of public: of sums, 
 START = 0.6  # of the first centres, in deviations of public
 CELL_SPREAD = 0.5  # variance of a cell's offset, in variances of public
 ENERGY_SPREAD = 0.1  # variance of a cell's energy, in squares of the mean
+CONSTANT = 1e-6  # of the mean variance of pixels: no pixel is taken to have less
 CORRELATION = 0.01  # variance of the correlation of two directions
 
 
@@ -207,6 +208,7 @@ def expected(moment: Tensor, noise: float, energy: float, frame: Frame) -> Tenso
         frame: of `public`.
     """
     kept, pixel = frame.kept, frame.within.diagonal()
+    pixel = pixel.clamp_min(CONSTANT * float(pixel.mean()))  # one that is the same in all of `public` has no variance
     usual = pixel * (energy / pixel.sum())
     own = moment.diagonal() if kept is None else ((kept @ moment) * kept).sum(1)
     weight = usual.square() / (usual.square() + noise**2)

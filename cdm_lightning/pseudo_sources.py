@@ -44,7 +44,10 @@ class PseudoSources:
             BadInput: there are too few images.
         """
         if len(keys) < 2 * SMALLEST_GROUP:
-            raise BadInput(f"public has {len(keys)} images; the backbone needs at least {2 * SMALLEST_GROUP} of them")
+            raise BadInput(
+                f"public has {len(keys)} images; the backbone needs at least {2 * SMALLEST_GROUP} of them: write the "
+                "shards again with more (`shards`, or another data.root)"
+            )
         counts = Counter(labels)
         names = sorted(label for label in counts if counts[label] >= SMALLEST_GROUP)
         pooled = sum(counts[label] for label in counts if label not in names)

@@ -1,7 +1,6 @@
 """The held-out images of each source as metrics see them, kept in a file per source and joined for any subset."""
 
 import hashlib
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,24 +31,35 @@ class Reference:
 def joined(references: Mapping[str, Reference], prior: Mapping[str, float]) -> Reference:
     """Return the reference of the union of at least one source: features in the order of the names, sums added.
 
+    Args:
+        references: by source; each gives as many as `in_shares` says.
+        prior: lambda_i of the sources that are joined.
+    """
+    count = in_shares({source: len(references[source].features) for source in prior}, prior)
+    chosen = [_at_most(references[source], count[source]) for source in sorted(prior)]
+    return Reference(torch.cat([part.features for part in chosen]), reduce(operator.add, (p.sums for p in chosen)))
+
+
+def in_shares(images: Mapping[str, int], prior: Mapping[str, float]) -> dict[str, int]:
+    """Return how many of the held-out images of each source stand for it beside the others, at least one.
+
     A source with HELDOUT_IMAGES may have more, of which the others would then have too great a share: so where there
     is one, others give no more than the prior lets expect beside it.
 
     Args:
-        references: by source.
-        prior: lambda_i of the sources that are joined.
+        images: number of held-out images by source, HELDOUT_IMAGES at most.
+        prior: lambda_i of the same sources.
     """
-    whole = [prior[source] for source in prior if len(references[source].features) >= HELDOUT_IMAGES]
-    per_share = HELDOUT_IMAGES / max(whole) if whole else math.inf
-    chosen = [_at_most(references[source], per_share * prior[source]) for source in sorted(prior)]
-    return Reference(torch.cat([part.features for part in chosen]), reduce(operator.add, (p.sums for p in chosen)))
+    whole = [prior[source] for source in images if images[source] >= HELDOUT_IMAGES]
+    if not whole:
+        return dict(images)
+    return {source: min(n, max(round(HELDOUT_IMAGES / max(whole) * prior[source]), 1)) for source, n in images.items()}
 
 
-def _at_most(reference: Reference, images: float) -> Reference:
-    """Return as much of a reference, at least one image."""
+def _at_most(reference: Reference, images: int) -> Reference:
     if len(reference.features) <= images:
         return reference
-    features = spread(reference.features, max(round(images), 1))
+    features = spread(reference.features, images)
     return Reference(features, FeatureSums.of(features))
 
 

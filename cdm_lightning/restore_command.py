@@ -13,7 +13,7 @@ from cdm_lightning.composition import ComposedDenoiser, draw_source
 from cdm_lightning.denoiser import SIGMA_MAX, SIGMA_MIN
 from cdm_lightning.errors import BadInput
 from cdm_lightning.generation import Batch, Settings, batched, finite_or_text
-from cdm_lightning.given_images import MASKS, read_images, read_mask
+from cdm_lightning.given_images import MASKS, check_not_given, read_images, read_mask
 from cdm_lightning.image_folder import by_source, image_rows, make_folder, write_pictures
 from cdm_lightning.images import from_uint8, to_uint8
 from cdm_lightning.outputs import check_folder, note_output
@@ -77,10 +77,14 @@ def check(config: Any) -> None:
     if config.mean and config.n != 1:
         raise BadInput(f"--n is {config.n}, but there is one mean: leave out --n or --mean")
     check_folder(Path(config.out))
-    for given in (*config.images, *([config.mask] if config.mask else [])):
-        place = Path(given) if Path(given).is_dir() else Path(given).parent
-        if place.resolve() == Path(config.out).resolve():
-            raise BadInput(f"--out {config.out} holds {given}, which would be written over: name another folder")
+    given = (*config.images, *([config.mask] if config.mask else []))
+    check_not_given("--json", config.json, given)
+    out = Path(config.out).resolve()
+    for path in map(Path, given):
+        if out == (path if path.is_dir() else path.parent).resolve():
+            raise BadInput(f"--out {config.out} holds {path}, which would be written over: name another folder")
+        if path.is_dir() and out.is_relative_to(path.resolve()):
+            raise BadInput(f"--out {config.out} lies in {path}, whose images are restored: name another folder")
 
 
 def restore_images(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from cdm_lightning.backbone import tensors_sha256
-from cdm_lightning.errors import Interrupted
+from cdm_lightning.errors import BadInput, Interrupted
 from cdm_lightning.module import CompartmentalizedDiffusion
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe
@@ -61,12 +61,24 @@ def train(
         trainer.fit(module, **given, ckpt_path=checkpoint if done else None, weights_only=True)
     if done == steps:  # nothing was left to do, so Lightning has not called it
         module.on_train_end()
+    check_finite(module)
     if trainer.global_step != steps:
         raise RuntimeError(f"{module.phase.title}: training ended at step {trainer.global_step} of {steps}")
     if module.phase.kind == "source" and tensors_sha256(module.backbone) != before:
         raise RuntimeError(f"{module.phase.title}: training changed the frozen backbone")
     if is_rank_zero():
         (folder / UNFINISHED).unlink()
+
+
+def check_finite(module: CompartmentalizedDiffusion) -> None:
+    """Raise BadInput if a parameter, or its running average, is not finite any more."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            key = "model.learning_rate" if module.phase.kind == "backbone" else "model.prompt_learning_rate"
+            raise BadInput(
+                f"{module.phase.title}: the training diverged, and nothing of it is stored ({name} is not finite): "
+                f"choose a lower {key}"
+            )
 
 
 @contextmanager

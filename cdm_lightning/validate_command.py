@@ -1,5 +1,6 @@
 """The command line of `validate`: a store, its held-out images, and the table of what is measured."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from cdm_lightning.measurement import COMPOSED, measure, report
 from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
+from cdm_lightning.private_runs import learned_data
 from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import EXCLUSIONS, Store
@@ -26,6 +28,7 @@ from datamodules.names import HELDOUT
 SAMPLED_WITH = ("seed", "sampler", "steps", "device")
 SEEDS = 2**32  # of the subsets of KID
 NOTHING = "-"
+log = logging.getLogger(__name__)
 
 
 def validate_parser() -> Parser:
@@ -145,6 +148,12 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
             raise BadInput(
                 f"source '{source}' in '{root}' has images of size {image.size} with {image.channels} channels, but "
                 f"the store's are of size {size} with {channels}: give --root DIR, with the shards of its fit"
+            )
+        if learned_data(store, source) not in (None, data.data_sha256(source)):
+            log.warning(
+                "source '%s' was fitted on other images than %s has: those held out there it may have been trained on",
+                source,
+                root,
             )
     images = {source: spread(data.images(source, HELDOUT)[1], HELDOUT_IMAGES) for source in chosen}
     if not any(map(len, images.values())):

@@ -14,7 +14,7 @@ from cdm_lightning.intervals import HalfSamples, score_interval
 from cdm_lightning.metrics import score_name, scores
 from cdm_lightning.near_copies import NearCopies
 from cdm_lightning.proportions import SourceJudge, proportions
-from cdm_lightning.reference import Reference, joined, references_of, source_reference
+from cdm_lightning.reference import Reference, in_shares, joined, references_of, source_reference
 from cdm_lightning.resampled_scores import frechet_replicates, kid_replicates
 
 JUDGE_IMAGES = 500  # training images of each source that the judge of sources learns from, unless said otherwise
@@ -63,12 +63,14 @@ class Yardstick:
         known = references_of(kept, heldout, extractor)
         judge = None
         if len(heldout) > 1 and judge_images:
-            some = {
+            shown = {
                 source: source_reference(kept, source, spread(images, judge_images), extractor).features
                 for source, images in training.items()
             }
-            judge = SourceJudge.fit(some, {source: reference.features for source, reference in known.items()})
-        copies = NearCopies.of(torch.cat(list(training.values())), torch.cat(list(heldout.values())))
+            judge = SourceJudge.fit(shown, {source: reference.features for source, reference in known.items()})
+        count = in_shares({source: len(images) for source, images in heldout.items()}, prior)
+        some = torch.cat([spread(images, count[source]) for source, images in heldout.items()])
+        copies = NearCopies.of(torch.cat(list(training.values())), some)
         return cls(extractor.name, joined(known, prior), copies, judge, judge_images, prior)
 
     def measure(self, images: Tensor, features: Tensor, seed: int) -> dict[str, Any]:

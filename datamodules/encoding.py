@@ -53,9 +53,14 @@ def encode(record: Record, plan: Plan) -> Encoded:
 def convert(image: Image.Image, channels: int, origin: str) -> Image.Image:
     """Convert an image to grey or RGB before it is resized: a palette cannot be interpolated.
 
+    What is transparent shows white, as on a page: the colour that is stored there is nothing that anybody sees.
+
     Raises:
         BadInput: its grey levels have more than 8 bits; a conversion would clip them.
     """
     if image.mode.startswith(("I", "F")):
         raise BadInput(f"{origin} has grey levels of more than 8 bits: convert it to 8 bits")
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     return image.convert("L" if channels == 1 else "RGB")

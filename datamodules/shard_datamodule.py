@@ -1,5 +1,6 @@
 """The data of the sources for Lightning: shards that are written if they are missing, and one source at a time."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from datamodules.stages import decode_batch, decode_sample, keep
 from datamodules.stream import PublicShare, Share, SourceLoader, SourceStream
 from datamodules.verification import all_samples, verify_files
 from datamodules.writer import write_shards
+
+log = logging.getLogger("datamodules")
 
 
 class ShardDataModule(lightning.LightningDataModule):
@@ -118,6 +121,15 @@ class ShardDataModule(lightning.LightningDataModule):
         manifests = {name: self.manifest(name) for name in names}
         check_agreement(self.root, manifests, self.plan, self.split)
         check_apart(self.root, manifests, frozenset().union(*map(self.excluded_keys, manifests.values())))
+        self._tell_unknown_keys()
+
+    def _tell_unknown_keys(self) -> None:
+        """Log which excluded keys are in no manifest below `root`: a misspelt one excludes nothing."""
+        if self.exclude is None:
+            return
+        known = set[str]().union(*(self.manifest(name).samples for name in self._folders()))
+        if unknown := sorted(read_keys(Path(self.exclude)) - known):
+            log.warning("data.exclude lists keys that no source below %s has: %s", self.root, ", ".join(unknown[:10]))
 
     def _folders(self) -> list[str]:
         mend(self.root)

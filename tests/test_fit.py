@@ -236,7 +236,7 @@ def test_a_prompt_of_a_model_without_a_switch_is_used_at_every_level(fit: Fit, t
         ("[digit0]", ("--model.strategy", "draft", "--model.guide", "none"), "so it needs model.guide closed_form"),
         ("[digit0]", ("--model.sigma_switch", "0"), "model.sigma_switch is 0.0; expected a noise level above"),
         ("[digit0]", ("--model.backbone.init_args.patch_size", "3"), "patch_size is 3; expected a divisor"),
-        ("[digit0]", ("--seed", "-1"), "seed is -1; expected 0 or more"),
+        ("[digit0]", ("--seed", "-1"), "seed is -1; expected 0 to 4294967295"),
         ("[digit0]", ("--checkpoint_every", "-1"), "checkpoint_every is -1; expected at least 1"),
         ("[digit0]", ("--sampler.steps", "1"), "sampler.steps is 1; expected at least 2"),
         ("[digit0]", ("--model.learning_rate", "0"), "model.learning_rate is 0.0; expected a number above 0"),
