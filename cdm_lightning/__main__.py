@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 
 from cdm_lightning.allocator import keep_freed_memory
 from cdm_lightning.cli import main
@@ -10,6 +11,8 @@ from cdm_lightning.cli import main
 def run() -> None:
     """Run the command line and exit; if whoever reads its output stops, as `head` does, so does it, without a word."""
     keep_freed_memory()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

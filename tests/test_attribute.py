@@ -177,14 +177,47 @@ def test_a_file_may_have_any_name(store: Path, sampled: Path, tmp_path: Path) ->
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--draws", "1"], "--draws is 1"),
         (["--csv", "one.x", "--json", "./one.x"], "--csv, --picture and --json name the same file twice"),
+        (["--csv", "GIVEN"], "is one of the files that are given, and would be lost: name another"),
+        (["--picture", "GIVEN"], "is one of the files that are given, and would be lost: name another"),
+        (["--json", "GIVEN"], "is one of the files that are given, and would be lost: name another"),
     ],
 )
 def test_options_that_cannot_be_used(
     options: list[str], said: str, store: Path, sampled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--store", str(store), "--sources", "all", str(sampled / "00000.png")]
-    assert main(["attribute", *where, *options]) == 2
+    given = str(sampled / "00000.png")
+    where, before = ["--store", str(store), "--sources", "all", given], (sampled / "00000.png").read_bytes()
+    assert main(["attribute", *where, *(option.replace("GIVEN", given) for option in options)]) == 2
     assert said in capsys.readouterr().err
+    assert (sampled / "00000.png").read_bytes() == before
+
+
+def test_what_is_hidden_and_the_sheet_of_samples_are_no_given_images(
+    store: Path, sampled: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sampled, tmp_path / "folder"))
+    assert (folder / "grid.png").exists()
+    for hidden in (".thumbnails/t.png", "._00000.png", "__MACOSX/._a.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        shutil.copy(sampled / "00000.png", folder / hidden)
+    report = attribute(store, tmp_path, "--sources", "all", "--nearest", "0", str(folder))
+    assert [Path(row["image"]).name for row in report["images"]] == sorted(p.name for p in sampled.glob("0*.png"))
+    (folder / "credits.json").unlink()
+    report = attribute(store, tmp_path, "--sources", "all", "--nearest", "0", str(folder))
+    assert [Path(row["image"]).name for row in report["images"]][-1] == "grid.png", "then it is the user's"
+
+
+def test_shards_that_were_written_again_in_another_size_are_left_alone(
+    store: Path, sampled: Path, workplace: Path, tmp_path: Path
+) -> None:
+    """Nobody has named them: they are where the fit's were."""
+    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    root = tmp_path / "root"
+    assert main(["shards", "--from", "digits", "--out", str(root), "--public-fraction", "0.4", "--size", "16"]) == 0
+    for config in copy.glob("runs/**/config.yaml"):
+        config.write_text(config.read_text().replace(str(workplace / "shards"), str(root)))
+    report = attribute(copy, tmp_path, "--sources", "all", str(sampled / "00000.png"))
+    assert report["heldout"] is None
 
 
 def test_bars_are_as_long_as_the_shares_in_the_colours_of_the_sources(store: Path, sampled: Path) -> None:

@@ -186,6 +186,8 @@ def test_the_terminal_shows_the_table(
         (("--trainer.devices", "2", "--trainer.accelerator", "cpu"), "continual runs in one process"),
         (("--json", "STORE/record.json"), "lies in the store"),
         (("--json", "nowhere/record.json"), "is no place for a file"),
+        (("--data.root", "NOTHING"), "none of digit2 has a held-out image, so nothing could be measured"),
+        (("--seed", "4294967296"), "seed is 4294967296; expected 0 to 4294967295"),
         (("--json", "record.png"), "--json record.png is where the picture of the record goes"),
     ],
 )
@@ -199,7 +201,20 @@ def test_bad_input(
 ) -> None:
     mine = copied(store, tmp_path / "mine", [])
     before = tree(mine)
-    given = [option.replace("STORE", str(mine)) for option in options]
+    if "NOTHING" in options:
+        written = (
+            "--from",
+            "digits",
+            "--public-fraction",
+            "0.4",
+            "--heldout-fraction",
+            "0",
+            "--shards-per-source",
+            "2",
+        )
+        assert main(["shards", *written, "--out", str(tmp_path / "NOTHING")]) == 0
+        options = (*options, "--data.heldout_fraction", "0")
+    given = [option.replace("STORE", str(mine)).replace("NOTHING", str(tmp_path / "NOTHING")) for option in options]
     assert run(workplace, mine, tmp_path / "record.json", *given) == 2
     error = capsys.readouterr().err
     assert re.search(said, error), error

@@ -613,3 +613,8 @@ def test_too_few_held_out_images_are_told(
     where = ("--store", str(store), "--sources", "all", "--out", str(tmp_path / "out"))
     assert main(["evaluate", *where, "--exclude", str(tmp_path / "keys")]) == 2
     assert f"source 'digit1' has {left} held-out images" in capsys.readouterr().err
+
+
+def test_an_opponent_may_be_labelled_assign(store: Path, tmp_path: Path) -> None:
+    rows = evaluate(store, tmp_path, "--strategies", "routed", "--against", f"assign={store}")
+    assert rows["routed"]["proportions_alone"] is None

@@ -21,8 +21,10 @@ from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.solvers import Denoise
 from cdm_lightning.store import CONFIG, Store
 from cdm_lightning.training import train
+from datamodules.manifest import read_manifest
 from tests.conftest import Fit
 from tests.faults import lose_power
+from tests.made_shards import content
 
 
 def tree(store: Path) -> dict[str, str]:
@@ -409,3 +411,49 @@ def test_validation_samples_as_the_configuration_says(
     sampler = ("--sampler.name", "dpmpp_2m", "--sampler.steps", "5", "--trainer.logger", "true")
     assert fit(tmp_path / "store", "[digit3]", *sampler, "--metrics.extractor", "effnet-lite0", "--metrics.n", "5") == 0
     assert seen == {(IMAGES, "dpmpp_2m", 5), (5, "dpmpp_2m", 5)}, "samples to look at, and to measure"
+
+
+def test_a_training_that_diverged_stores_nothing(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "new", "[digit0]", "--model.learning_rate", "1e20") == 2
+    assert "public: the training diverged, and nothing of it is stored" in capsys.readouterr().err
+    assert not Store(tmp_path / "new").has_backbone()
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    options = ("--model.compartment", "full", "--model.prompt_learning_rate", "1e20", "--trainer.max_steps", "20")
+    before = content(copy / "compartments")
+    assert fit(copy, "[digit0]", *options, "--refit") == 2
+    assert "choose a lower model.prompt_learning_rate" in capsys.readouterr().err
+    assert content(copy / "compartments") == before
+
+
+def test_what_a_prompt_needs_is_checked_before_the_backbone_is_trained(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "new", "[digit0]", "--model.compartment", "tokens", "--trainer.max_steps", "0") == 2
+    assert "a prompt needs at least 1 training step" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_backbone_that_was_trained_otherwise_is_kept_and_told(
+    store: Path, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    before = (copy / "backbone.safetensors").read_bytes()
+    assert fit(copy, "[digit0]") == 0
+    assert "stays as it is" not in caplog.text
+    assert fit(copy, "[digit0]", "--model.learning_rate", "0.5", "--model.optimizer", "muon") == 0
+    assert "stays as it is: it was trained with another learning_rate and optimizer" in caplog.text
+    assert (copy / "backbone.safetensors").read_bytes() == before
+
+
+def test_a_misspelt_key_is_told(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would exclude nothing."""
+    key = next(iter(read_manifest(workplace / "shards" / "digit1").samples))
+    (tmp_path / "exclude").write_text(f"{key}\ndigit-none\n")
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    assert fit(copy, "[digit0]", "--data.exclude", str(tmp_path / "exclude")) == 0
+    assert caplog.text.count("data.exclude lists keys that no source below") >= 1
+    assert "has: digit-none" in caplog.text

@@ -1,5 +1,6 @@
 """Backbone and compartments in a store and back, and what may not come back."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.packing import (
     build_backbone,
+    check_finite,
     open_compartments,
     pack_backbone,
     pack_compartment,
@@ -89,3 +91,9 @@ def test_compartments_of_another_backbone_are_refused(store: Path, fit: Fit, tmp
 def test_classes_that_a_store_may_not_name(class_path: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         build_backbone(class_path, {})
+
+
+def test_what_is_not_finite_is_not_stored() -> None:
+    with pytest.raises(StoreError, match=r"the compartment cannot be stored, since its fine\.mean is not finite"):
+        check_finite({"count": torch.tensor([1]), "fine.mean": torch.tensor([0.0, math.nan])}, "the compartment")
+    check_finite({"count": torch.tensor([1]), "fine.mean": torch.tensor([0.0, 1.0])}, "the compartment")

@@ -188,3 +188,13 @@ def test_the_estimate_sees_only_what_was_released() -> None:
     )
     torch.testing.assert_close(one.mean, two.mean)
     torch.testing.assert_close(one.variance, two.variance)
+
+
+def test_a_pixel_that_is_the_same_in_all_of_public_does_no_harm() -> None:
+    """White borders, and as many directions as pixels: the rest of `public`'s Gaussians is nothing there."""
+    public, own = (images(60, seed).reshape(-1, *SHAPE) for seed in (3, 4))
+    public[:, 0, 0] = own[:, 0, 0] = -1.0
+    constant = Frame.of(Gaussians.fit(public, seed=0, rank=DIMENSION - 1, clusters=2))
+    assert float(constant.within.diagonal().min()) < 1e-12, "or this shows nothing"
+    form, _ = fit_private(own, constant, mu=2.0, noise=ordinary(0), rank=6, clusters=2)
+    assert all(bool(tensor.isfinite().all()) for tensor in form.tensors().values())

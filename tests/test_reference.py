@@ -8,8 +8,10 @@ from torch import Tensor
 
 from cdm_lightning import reference
 from cdm_lightning.feature_sums import FeatureSums
-from cdm_lightning.reference import Reference, joined, source_reference
+from cdm_lightning.near_copies import nearest_distances
+from cdm_lightning.reference import Reference, in_shares, joined, source_reference
 from cdm_lightning.tensor_files import write_tensors
+from cdm_lightning.yardstick import Yardstick
 from tests.dummy_extractor import DIMENSION, DummyExtractor, pictures
 
 IMAGES = {"c": pictures(9, 2), "a": pictures(7, 0), "b": pictures(12, 1), "tiny": pictures(0, 3)}
@@ -135,3 +137,22 @@ def test_what_is_kept_of_a_source_does_not_depend_on_the_others(tmp_path: Path) 
     all_of_them, alone = only_file(tmp_path / "all" / "a"), only_file(tmp_path / "alone" / "a")
     assert all_of_them.name == alone.name
     assert all_of_them.read_bytes() == alone.read_bytes()
+
+
+def test_sources_stand_for_their_shares() -> None:
+    prior = {"large": 0.7, "small": 0.2, "tiny": 0.1}
+    assert in_shares({"large": 600, "small": 100, "tiny": 50}, prior) == {"large": 600, "small": 100, "tiny": 50}
+    assert in_shares({"large": 1000, "small": 1000, "tiny": 50}, prior) == {"large": 1000, "small": 286, "tiny": 50}
+
+
+def test_a_near_copy_is_what_is_rare_among_images_of_the_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out images of a source that has more than are looked at count for as many as its share."""
+    monkeypatch.setattr(reference, "HELDOUT_IMAGES", 40)
+    held_out = {"large": pictures(40, 1), "small": pictures(40, 2)}
+    training = {"large": pictures(10, 3), "small": pictures(10, 4)}
+    prior = {"large": 0.8, "small": 0.2}
+    found = Yardstick.of(held_out, training, prior, DummyExtractor(), tmp_path, judge_images=0).copies
+    expected = torch.cat([held_out["large"], held_out["small"][torch.arange(10) * 4]])
+    assert found.distances.tolist() == nearest_distances(expected, torch.cat(list(training.values()))).tolist()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdm_lightning.cli import main
 from cdm_lightning.composition import ComposedDenoiser, draw_source
+from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration, GaussianEvidence
 from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.given_images import MASKS, read_mask
@@ -345,6 +346,42 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
     run(store, tmp_path / "out", tmp_path / "noised", "--sigma", "0.3", "--mean")
     error = np.square(pictures(tmp_path / "out")[0] - clean.numpy()).mean()
     assert error < 0.8 * np.square(noised.numpy().astype(int) - clean.numpy()).mean()
+
+
+@pytest.mark.parametrize(
+    ("out", "json", "said"),
+    [
+        ("images/restored", "report.json", "--out images/restored lies in images, whose images are restored"),
+        ("out", "images/0.png", "--json images/0.png is one of the files that are given, and would be lost"),
+        ("out", "mask.png", "--json mask.png is one of the files that are given, and would be lost"),
+    ],
+)
+def test_nor_by_the_report_nor_in_what_is_restored(
+    out: str,
+    json: str,
+    said: str,
+    store: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, "images")
+    shutil.copy(images / "0.png", "mask.png")
+    before = tree(tmp_path)
+    command = ["restore", "images", "--mask", "mask.png", "--store", str(store), "--sources", "all"]
+    assert main([*command, "--out", out, "--json", json]) == 2
+    assert said in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_a_mask_with_transparent_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "mask.png")
+    with pytest.raises(BadInput, match="is transparent in places: paint it black, and white where"):
+        read_mask(str(tmp_path / "mask.png"), (1, 8, 8))
+    Image.new("RGBA", (8, 8), (255, 255, 255, 255)).save(tmp_path / "mask.png")
+    assert bool(read_mask(str(tmp_path / "mask.png"), (1, 8, 8)).all())
 
 
 @pytest.mark.parametrize("given", ["folder", "folder/0.png", "folder/mask.png"])

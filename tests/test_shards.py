@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cdm_lightning.errors import BadInput
+from datamodules.encoding import convert
 from datamodules.manifest import Sample, data_sha256, read_manifest, usable
 from datamodules.splits import in_public_fraction, part_of, public_labels, random_part, shard_of
 from datamodules.tars import read_shard
@@ -208,3 +209,15 @@ def test_the_data_hash_depends_on_key_content_and_label_alone() -> None:
     others = [{"a": sample("1")}, {"a": sample("1"), "c": sample("2")}, {"a": sample("1"), "b": sample("3")}]
     assert one not in {data_sha256(other) for other in others}
     assert data_sha256({"a": Sample("1", "x", "train"), "b": sample("2")}) != one
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_is_white(channels: int) -> None:
+    """Whatever colour is stored there; what is half transparent is mixed with it."""
+    levels = np.zeros((2, 2, 4), dtype=np.uint8)
+    levels[..., 3] = [[0, 255], [128, 0]]
+    shown = np.array(convert(Image.fromarray(levels), channels, "x.png")).reshape(2, 2, -1)
+    assert np.array_equal(shown, np.broadcast_to(np.array([[255, 0], [127, 255]])[..., None], shown.shape))
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    palette.info["transparency"] = 0
+    assert np.array(convert(palette, 1, "x.png")).tolist() == [[255, 1]]

@@ -295,6 +295,20 @@ def test_images_of_another_size_are_refused(fitted: Path, tmp_path: Path, capsys
     assert "has images of size 6 with 3 channels, but the store's are of size 8 with 1" in capsys.readouterr().err
 
 
+def test_held_out_images_of_another_split_are_told(
+    fitted: Path, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store was trained on most of what is held out there."""
+    options = ("--sources", "[digit0]", "--n", "4", "--steps", "2", "--extractor", "none")
+    assert main(["validate", "--store", str(fitted), *options]) == 0
+    assert "was fitted on other images" not in caplog.text
+    root = tmp_path / "root"
+    written = ("--from", "digits", "--out", str(root), "--public-fraction", "0.4", "--heldout-fraction", "0.6")
+    assert main(["shards", *written]) == 0
+    assert main(["validate", "--store", str(fitted), *options, "--root", str(root)]) == 0
+    assert f"source 'digit0' was fitted on other images than {root} has" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
