@@ -101,8 +101,17 @@ class PseudoSources:
         return ((self.group[None] == group[:, None]) & (self.fold[None] != fold[:, None])).sum(1)
 
     def inside_fold(self, group: int, fold: int, count: int) -> Tensor:
-        """Return the first `count` images of a group that are in `fold`."""
-        return self.images[((self.group == group) & (self.fold == fold)).nonzero()[:count, 0]]
+        """Return `count` images of a group that are in `fold`, its folders in turns; all, if they are fewer.
+
+        A key begins with the folders of an image, so the first ones in order would be of one folder. Those of one
+        folder come in the order of their keys.
+        """
+        turns, turn = Counter[str](), list[tuple[int, int, int]]()
+        for row in ((self.group == group) & (self.fold == fold)).nonzero()[:, 0].tolist():
+            folder = self.keys[row].rpartition("-")[0]
+            turn.append((turns[folder], stable_hash("turn", folder), row))
+            turns[folder] += 1
+        return self.images[torch.tensor([row for *_, row in sorted(turn)[:count]], dtype=torch.long)]
 
     def sizes(self) -> list[int]:
         """Return the numbers of images behind the drafts: those of SIZES that some group can give, and the largest."""

@@ -13,7 +13,7 @@ from cdm_lightning.drafts import DraftError, Drafts, denoising_errors
 from cdm_lightning.errors import BadInput
 from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
-from cdm_lightning.pseudo_sources import FOLDS, PseudoSources
+from cdm_lightning.pseudo_sources import FOLDS, PseudoSources, folds_of
 from cdm_lightning.public import TEMPERATURES, Public, fit_calibration, fit_public, judged_forms
 from cdm_lightning.seeding import generator
 
@@ -367,3 +367,19 @@ def test_the_temperature_is_nearly_the_best_one_for_fresh_images(sigma: float) -
 
     best = min(loss(temperature) for temperature in TEMPERATURES.tolist())
     assert loss(float(calibration.temperature_at(level)[0])) < best + 0.1
+
+
+def test_all_folders_of_a_class_are_measured_on() -> None:
+    """In turns, whatever their names; where there is one folder, the first images in the order of their keys."""
+    keys = [f"public-{folder}-cat-{k:03d}" for folder in ("a", "b", "c") for k in range(200)]
+    images = torch.arange(600.0).reshape(-1, 1, 1, 1)
+    pseudo = PseudoSources(images, tuple(keys), torch.zeros(600, dtype=torch.long), folds_of(keys))
+    for fold in range(FOLDS):
+        own = [row for row in range(600) if int(pseudo.fold[row]) == fold]
+        found = pseudo.inside_fold(0, fold, 24).flatten().long().tolist()
+        by_folder = [[row for row in own if row // 200 == folder] for folder in range(3)]
+        assert sorted(found) == sorted(row for mine in by_folder for row in mine[:8])
+        assert sorted(pseudo.inside_fold(0, fold, 600).flatten().long().tolist()) == own
+    one_of_each = tuple(f"{'abcdefghijkl'[k % 12]}-x-{k}" for k in range(240))
+    many = PseudoSources(images[:240], one_of_each, torch.zeros(240, dtype=torch.long), folds_of(one_of_each))
+    assert len({one_of_each[int(row)][0] for row in many.inside_fold(0, 0, 12).flatten()}) == 12
