@@ -21,6 +21,7 @@ from benchmarks.speed_networks import against_diffusers, against_public
 from benchmarks.speed_rows import (
     PAIRS,
     Ratio,
+    back_to_the_input,
     by_turns,
     evaluations,
     images_per_second,
@@ -140,6 +141,8 @@ def steps_of_training(work: Path, pairs: int) -> dict[str, Any]:
     for blocks in (4, 3):
         few, plain = training_step(work / "plain-U-ViT", "tokens", blocks), training_step(work / "plain-U-ViT", "whole")
         found[f"tokens in the last {blocks} of 5 blocks, U-ViT"] = asdict(in_turns(few, plain, pairs))
+    least, plain = back_to_the_input(work / "plain-U-ViT"), training_step(work / "plain-U-ViT", "whole")
+    found["no tokens, forward and back to the input, U-ViT"] = asdict(in_turns(least, plain, pairs))
     head, guided = (training_step(work / "guided-U-ViT", kind) for kind in ("head", "whole"))
     found["a head, U-ViT"] = asdict(in_turns(head, guided, pairs))
     return found

@@ -180,6 +180,22 @@ def training_step(
     return action
 
 
+def back_to_the_input(store: Path) -> Callable[[], None]:
+    """Return what goes forward through a frozen network and back to its input, 64 images: the least of a step of tokens
+    that every block sees, which asks for no gradient of a weight either.
+    """
+    network, g = unpack_backbone(*Store.open(store).read_backbone())[0], generator("speed", "step")
+    freeze(network)
+    x = torch.randn(BATCH, *Store.open(store).info.image_shape, generator=g).requires_grad_()
+    level = torch.rand(BATCH, generator=g)
+
+    def action() -> None:
+        x.grad = None
+        network(x, level).square().mean().backward()
+
+    return action
+
+
 def images_per_second(root: Path, source: str, size: int, channels: Literal[1, 3]) -> float:
     """Return images a second of the processor from tar to batch, by the training stream of one source."""
     data = ShardDataModule(str(root), image_size=size, channels=channels, heldout_fraction=0.0, batch_size=BATCH)
