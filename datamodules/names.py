@@ -1,6 +1,8 @@
 """Names of sources, labels, samples and shards: which characters they have, and which names are taken."""
 
+import hashlib
 import re
+import unicodedata
 from typing import Final, Literal
 
 from cdm_lightning.errors import BadInput
@@ -9,6 +11,7 @@ Part = Literal["train", "heldout"]
 TRAIN: Final = "train"
 HELDOUT: Final = "heldout"
 PUBLIC = "public"
+HASH = 12  # hex digits of the hash in a key
 LONGEST = 100  # characters of a name of a source, which names folders and files
 RESERVED = frozenset({PUBLIC, "monolith", "none", "all", "composed", "backbone", "null", "true", "false"})
 
@@ -58,8 +61,15 @@ def is_source(text: str) -> bool:
 
 
 def sample_key(text: str) -> str:
-    """Return the key of a sample: every run of characters outside [A-Za-z0-9_-] as one '-'."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+    """Return the key of a sample: every run of characters outside [A-Za-z0-9_-] as one '-'.
+
+    If there are letters of other alphabets among them, of which nothing would be left, a hash of the text follows.
+    """
+    same = unicodedata.normalize("NFC", text)  # some systems write a letter and its accent apart
+    key = re.sub(r"[^A-Za-z0-9_-]+", "-", same)
+    if same.isascii():
+        return key
+    return f"{key.strip('-')}-{hashlib.sha256(same.encode(errors='surrogateescape')).hexdigest()[:HASH]}".lstrip("-")
 
 
 def is_key(text: str) -> bool:

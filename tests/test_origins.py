@@ -1,6 +1,7 @@
 """Where images come from: names, keys, labels and what is refused."""
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image
 from cdm_lightning.errors import BadInput
 from datamodules.datasets import CLASSES
 from datamodules.encoding import convert
-from datamodules.names import RESERVED, check_source, sample_key, slug
+from datamodules.names import RESERVED, check_source, is_key, sample_key, slug
 from datamodules.origins import OriginName, read_origin
 
 
@@ -52,6 +53,16 @@ def test_a_name_fits_into_a_path() -> None:
 
 def test_keys_have_no_dots_or_slashes() -> None:
     assert sample_key("Alice/img.v2 (1)") == "Alice-img-v2-1-"
+
+
+def test_names_in_other_alphabets_have_keys_of_their_own() -> None:
+    """Nothing would be left of them but '-'; an accent that stands apart, as macOS writes it, makes no difference."""
+    names = ["ann/кот", "ann/пёс", "ann/猫", "ann/zoé", "ann/zoë", "ann/zo", os.fsdecode(b"ann/\xe9")]
+    keys = [sample_key(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(is_key(key) for key in keys)
+    assert keys[0] == f"ann-{hashlib.sha256('ann/кот'.encode()).hexdigest()[:12]}"
+    assert sample_key("ann/zoe\u0301") == sample_key("ann/zo\u00e9") == keys[3]
 
 
 def test_digits_match_scikit_learn() -> None:
