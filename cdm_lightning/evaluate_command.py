@@ -24,6 +24,7 @@ from cdm_lightning.evaluation_images import LEAST, EvaluationImages
 from cdm_lightning.extractors import open_extractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.generation import Settings
+from cdm_lightning.image_folder import changed_since
 from cdm_lightning.images import from_uint8
 from cdm_lightning.intervals import ratio_interval
 from cdm_lightning.line_up import note_outputs, opened_models
@@ -114,6 +115,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     settings, out = settings_of(config), Path(config.out)
     store = Store.open(Path(config.store))
     sources = chosen_sources(config)
+    sha256 = store.tensors_sha256(sources)
     check_against(config)
     names, opponents, kept = listed(config.strategies), config.against or [], out / "features"
     classifier = kept / CLASSIFIER_FILE
@@ -129,6 +131,8 @@ def evaluate(config: Any) -> dict[str, Any]:
     train_classifier(list(models.values()), images, settings)
     order = [base, *(name for name in models if name != base)]
     rows = {name: comparison.row(*models[name], *models[base]) for name in order}
+    if changed := changed_since(store, sources, sha256):
+        raise BadInput(f"{changed} while its rows were made: delete {out}, which has images of it, or evaluate anew")
     alone = proportions_alone(models, rows, images.prior(), settings)
     shares = quotas(class_counts(store, sources), settings.n) if config.by_class else None
     report = {

@@ -57,15 +57,19 @@ def make_folder(out: Path, store: Store, sources: Sequence[str], sha256: Mapping
         BadInput: a source has been forgotten or fitted again meanwhile.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if changed := changed_since(store, sources, sha256):
+        with suppress(OSError):
+            out.rmdir()
+        raise BadInput(f"the images are not kept: {changed} while they were made; make them anew")
+
+
+def changed_since(store: Store, sources: Sequence[str], sha256: Mapping[str, str]) -> str | None:
+    """Return what became of the first source that is not as it was, in words; None if all are. See `make_folder`."""
     now = store.tensors_sha256(sources)
-    for source in sources:
-        if now.get(source) != sha256.get(source):
-            with suppress(OSError):
-                out.rmdir()
-            what = "fitted again" if source in now else "forgotten"
-            raise BadInput(
-                f"the images are not kept: source '{source}' was {what} while they were made; make them anew"
-            )
+    gone = next((source for source in sources if now.get(source) != sha256.get(source)), None)
+    if gone is None:
+        return None
+    return f"source '{gone}' was {'fitted again' if gone in now else 'forgotten'}"
 
 
 def write_pictures(out: Path, images: Tensor, report: dict[str, Any], sheet: Tensor | None = None) -> None:

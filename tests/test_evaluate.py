@@ -12,6 +12,7 @@ import torch
 
 from cdm_lightning import cost
 from cdm_lightning.cli import main
+from cdm_lightning.comparison import Comparison
 from cdm_lightning.comparison_table import cost as cost_table
 from cdm_lightning.comparison_table import interval, proportions, quality, terminal
 from cdm_lightning.composition import ComposedDenoiser
@@ -618,3 +619,23 @@ def test_too_few_held_out_images_are_told(
 def test_an_opponent_may_be_labelled_assign(store: Path, tmp_path: Path) -> None:
     rows = evaluate(store, tmp_path, "--strategies", "routed", "--against", f"assign={store}")
     assert rows["routed"]["proportions_alone"] is None
+
+
+def test_a_source_that_leaves_while_it_is_sampled_is_told(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, original = Path(shutil.copytree(store, tmp_path / "store")), Comparison.row
+
+    def row(*arguments: Any) -> dict[str, Any]:
+        found = original(*arguments)
+        if Store.open(copy).has_compartment("digit1"):
+            assert main(["forget", "--store", str(copy), "--source", "digit1"]) == 0
+        return found
+
+    monkeypatch.setattr(Comparison, "row", row)
+    where = ("--store", str(copy), "--sources", "all", "--out", str(tmp_path / "out"))
+    assert main(["evaluate", *where, "--strategies", "closed_form", *SAMPLED]) == 2
+    said = capsys.readouterr()
+    assert f"source 'digit1' was forgotten while its rows were made: delete {tmp_path / 'out'}" in said.err
+    assert str(tmp_path / "out") in said.out, "the receipt lists it"
+    assert not (tmp_path / "out" / "table.json").exists()
