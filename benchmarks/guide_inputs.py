@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from cdm_lightning.conv_net import ConvNet
 from cdm_lightning.denoiser import Network, per_image
-from cdm_lightning.drafts import Drafts
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.pseudo_sources import FOLDS
 
 Knowledge = Callable[[Gaussians, Tensor, Tensor], Tensor]
 
@@ -43,16 +41,6 @@ def _component(form: Gaussians, k: int) -> Gaussians:
 
 
 KNOWLEDGE: dict[str, Knowledge] = {"between": between, "deviation": deviation}
-
-
-def of_rows(know: Knowledge, drafts: Drafts, rows: Tensor, level: int, x: Tensor, sigma: Tensor) -> Tensor:
-    """Return what the closed form that was fitted without each image knows of it; see `Drafts.denoise`."""
-    place, found = drafts.pseudo.group[rows] * FOLDS + drafts.pseudo.fold[rows], torch.empty_like(x)
-    for code in place.unique().tolist():
-        mine = place == code
-        form = drafts.closed_forms[code // FOLDS, code % FOLDS, level]
-        found[mine] = know(form, x[mine], sigma[mine])
-    return found
 
 
 def widen(network: nn.Module) -> None:

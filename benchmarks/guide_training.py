@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.guide_inputs import KNOWLEDGE, beside, of_rows, widen
+from benchmarks.guide_inputs import KNOWLEDGE, beside, widen
 from benchmarks.guide_parts import BOTH, take_parts
 from benchmarks.training import train_network
 from cdm_lightning.backbone import Backbone, UViT
@@ -133,11 +133,18 @@ class Guide:
 
     def finish(self, network: Network, form: Gaussians, n: int, x: Tensor, sigma: Tensor) -> Tensor:
         """Return D of a source whose closed form is of n images: its draft, finished by the network."""
-        error, shown = self.error.at(sigma, torch.full_like(sigma, n)), self.shown(network)
-        if self.way.known:
-            known = KNOWLEDGE[self.way.known](form, x, sigma)
+        error = self.error.at(sigma, torch.full_like(sigma, n))
+        known = KNOWLEDGE[self.way.known](form, x, sigma) if self.way.known else None
+        return self.finished(network, x, sigma, form.denoise(x, sigma), error, known)
+
+    def finished(
+        self, network: Network, x: Tensor, sigma: Tensor, draft: Tensor, error: Tensor, known: Tensor | None
+    ) -> Tensor:
+        """Return D: drafts with this error [batch], finished by the network, which is shown what else is known."""
+        shown = self.shown(network)
+        if known is not None:
             shown = beside(shown, known / per_image(error, known))
-        return guided_denoise(EDM(), shown, x, sigma, form.denoise(x, sigma), error)
+        return guided_denoise(EDM(), shown, x, sigma, draft, error)
 
 
 def _without_residual(network: Network, x: Tensor, time: Tensor, *, guide: Tensor | None = None) -> Tensor:
@@ -183,13 +190,10 @@ def loss_of(
         plain = denoise(EDM(), partial(unguided, network), x[:blind], sigma[:blind])
         by_image.append(denoising_loss(plain, x_0[:blind], EDM().c_out(sigma[:blind])))
     if blind < len(rows):
-        level = guide.drafts.draw_level(draw)
-        draft = guide.drafts.denoise(rows[blind:], level, x[blind:], sigma[blind:])
-        error = guide.error.at(sigma[blind:], torch.full_like(sigma[blind:], guide.drafts.sizes[level]))
-        shown = guide.shown(network)
-        if way.known:
-            known = of_rows(KNOWLEDGE[way.known], guide.drafts, rows[blind:], level, x[blind:], sigma[blind:])
-            shown = beside(shown, known / per_image(error, known))
-        finished = guided_denoise(EDM(), shown, x[blind:], sigma[blind:], draft, error)
+        level, noised, own = guide.drafts.draw_level(draw), x[blind:], sigma[blind:]
+        draft = guide.drafts.denoise(rows[blind:], level, noised, own)
+        error = guide.error.at(own, torch.full_like(own, guide.drafts.sizes[level]))
+        known = guide.drafts.asked(KNOWLEDGE[way.known], rows[blind:], level, noised, own) if way.known else None
+        finished = guide.finished(network, noised, own, draft, error, known)
         by_image.append(denoising_loss(finished, x_0[blind:], error))
     return torch.cat(by_image).mean()

@@ -17,7 +17,7 @@ from cdm_lightning.compartment import Compartment
 from cdm_lightning.errors import BadInput, StoreError
 from cdm_lightning.gaussian_mechanism import mu_of
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.packing import fine_forms, unpack_backbone, unpack_compartment
+from cdm_lightning.packing import fine_forms, not_finite, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
 from cdm_lightning.releases import note_release
 from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_new_name, read_folder
@@ -132,7 +132,7 @@ def _faults(
 def _is_finite(compartment: Compartment) -> bool:
     """Return whether the closed forms are, which were merged when the compartment was opened."""
     forms = [compartment.closed_form, *(own.closed_form for own in compartment.classes.values())]
-    return all(bool(torch.isfinite(tensor).all()) for form in forms for tensor in form.tensors().values())
+    return all(not_finite(form.tensors()) is None for form in forms)
 
 
 def _form_faults(form: Gaussians, rank: int) -> Iterator[str]:

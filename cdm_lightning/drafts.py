@@ -112,13 +112,18 @@ class Drafts:
 
     def denoise(self, rows: Tensor, level: int, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the draft G(x; sigma) of each image, shaped as x, by the closed form that was fitted without it."""
-        place = self.pseudo.group[rows] * FOLDS + self.pseudo.fold[rows]
-        draft = torch.empty_like(x)
+        return self.asked(Gaussians.denoise, rows, level, x, sigma)
+
+    def asked(
+        self, ask: Callable[[Gaussians, Tensor, Tensor], Tensor], rows: Tensor, level: int, x: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Return what `ask(closed_form, x, sigma)` says of each image, shaped as x, of the form fitted without it."""
+        place, found = self.pseudo.group[rows] * FOLDS + self.pseudo.fold[rows], torch.empty_like(x)
         for code in place.unique().tolist():
             mine = (place == code).nonzero().squeeze(1).to(x.device)
             closed_form = self.closed_forms[code // FOLDS, code % FOLDS, level]
-            draft[mine] = closed_form.denoise(x[mine], sigma[mine])
-        return draft
+            found[mine] = ask(closed_form, x[mine], sigma[mine])
+        return found
 
     def error(self, seed: int) -> DraftError:
         """Measure r(sigma, n) on the images that each draft was fitted without."""

@@ -64,14 +64,14 @@ def check_backbone(store: Store, module: CompartmentalizedDiffusion, data: Sourc
     Raises:
         StoreError: it differs, or `public` has changed since.
     """
-    stored, expected = _pinned(store.read_backbone()[1]), _pinned(backbone_settings(module, store.info.image_shape))
+    trained, asked = store.read_backbone()[1], backbone_settings(module, store.info.image_shape)
+    stored, expected = _pinned(trained), _pinned(asked)
     for key in sorted(stored.keys() | expected.keys()):
         if stored.get(key) != expected.get(key):
             raise StoreError(
                 f"the store {store.path} holds another backbone: its {key} is {stored.get(key)}, the configuration "
                 f"says {expected.get(key)}; use the store's, or another --store"
             )
-    trained, asked = store.read_backbone()[1], backbone_settings(module, store.info.image_shape)
     if other := [key for key in LEARNED_WITH if trained.get(key) != asked.get(key)]:
         log.warning(
             "the backbone of %s stays as it is: it was trained with another %s", store.path, " and ".join(other)

@@ -33,12 +33,16 @@ def pack_backbone(backbone: Backbone, public: Public) -> dict[str, Tensor]:
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise StoreError if a number that shall be stored is not finite: nothing could be sampled from it."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise StoreError(
-                f"{what} cannot be stored, since its {name} is not finite: look for images that are all alike, or "
-                "choose lower learning rates, and fit it again"
-            )
+    if name := not_finite(tensors):
+        raise StoreError(
+            f"{what} cannot be stored, since its {name} is not finite: look for images that are all alike, or choose "
+            "lower learning rates, and fit it again"
+        )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with a number that is not finite; None if all are."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
 def unpack_backbone(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> tuple[Backbone, Public]:

@@ -79,8 +79,6 @@ def check_prompt(recipe: Recipe, module: CompartmentalizedDiffusion, data: Sourc
         raise BadInput(f"{said}, and its prompt is trained on its own images alone: leave data.public_mix 0")
     if int(recipe.training.get("ranks") or 1) > 1:
         raise BadInput(f"{said}, and its prompt is trained in one process: choose trainer.devices 1")
-    if recipe.max_steps < 1:
-        raise BadInput(f"trainer.max_steps is {recipe.max_steps}; a prompt needs at least 1 training step")
     check_norms(module.backbone)
     check_accountants()
 

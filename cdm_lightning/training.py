@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from cdm_lightning.backbone import tensors_sha256
 from cdm_lightning.errors import BadInput, Interrupted
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.packing import not_finite
 from cdm_lightning.ranks import is_rank_zero
 from cdm_lightning.recipe import Recipe
 from cdm_lightning.store import CONFIG, UNFINISHED
@@ -72,13 +73,12 @@ def train(
 
 def check_finite(module: CompartmentalizedDiffusion) -> None:
     """Raise BadInput if a parameter, or its running average, is not finite any more."""
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            key = "model.learning_rate" if module.phase.kind == "backbone" else "model.prompt_learning_rate"
-            raise BadInput(
-                f"{module.phase.title}: the training diverged, and nothing of it is stored ({name} is not finite): "
-                f"choose a lower {key}"
-            )
+    if name := not_finite(module.state_dict()):
+        key = "model.learning_rate" if module.phase.kind == "backbone" else "model.prompt_learning_rate"
+        raise BadInput(
+            f"{module.phase.title}: the training diverged, and nothing of it is stored ({name} is not finite): choose "
+            f"a lower {key}"
+        )
 
 
 @contextmanager

@@ -24,6 +24,9 @@ from cdm_lightning.restore_command import sheet
 from cdm_lightning.sampling import sample
 from tests.test_forget import tree
 
+OVER = "which would be written over"
+LOST = "is one of the files that are given, and would be lost"
+
 SHAPE = (1, 2, 3)
 DIMENSION = 6
 KNOWN = torch.tensor([[[True, False, True], [False, True, True]]])
@@ -348,34 +351,6 @@ def test_the_mean_is_nearer_than_a_noised_image(store: Path, workplace: Path, tm
     assert error < 0.8 * np.square(noised.numpy().astype(int) - clean.numpy()).mean()
 
 
-@pytest.mark.parametrize(
-    ("out", "json", "said"),
-    [
-        ("images/restored", "report.json", "--out images/restored lies in images, whose images are restored"),
-        ("out", "images/0.png", "--json images/0.png is one of the files that are given, and would be lost"),
-        ("out", "mask.png", "--json mask.png is one of the files that are given, and would be lost"),
-    ],
-)
-def test_nor_by_the_report_nor_in_what_is_restored(
-    out: str,
-    json: str,
-    said: str,
-    store: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(images, "images")
-    shutil.copy(images / "0.png", "mask.png")
-    before = tree(tmp_path)
-    command = ["restore", "images", "--mask", "mask.png", "--store", str(store), "--sources", "all"]
-    assert main([*command, "--out", out, "--json", json]) == 2
-    assert said in capsys.readouterr().err
-    assert tree(tmp_path) == before
-
-
 def test_a_mask_with_transparent_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "mask.png")
     with pytest.raises(BadInput, match="is transparent in places: paint it black, and white where"):
@@ -384,9 +359,23 @@ def test_a_mask_with_transparent_pixels_is_refused(tmp_path: Path) -> None:
     assert bool(read_mask(str(tmp_path / "mask.png"), (1, 8, 8)).all())
 
 
-@pytest.mark.parametrize("given", ["folder", "folder/0.png", "folder/mask.png"])
+@pytest.mark.parametrize(
+    ("image", "mask", "out", "json", "said"),
+    [
+        ("folder", "left", "./folder", None, f"--out ./folder holds folder, {OVER}"),
+        ("folder/0.png", "left", "./folder", None, f"--out ./folder holds folder/0.png, {OVER}"),
+        ("0.png", "folder/mask.png", "./folder", None, f"--out ./folder holds folder/mask.png, {OVER}"),
+        ("folder", "left", "folder/out", "r.json", "--out folder/out lies in folder, whose images are restored"),
+        ("folder", "left", "out", "folder/0.png", f"--json folder/0.png {LOST}"),
+        ("0.png", "folder/mask.png", "out", "folder/mask.png", f"--json folder/mask.png {LOST}"),
+    ],
+)
 def test_what_is_given_is_not_written_over(
-    given: str,
+    image: str,
+    mask: str,
+    out: str,
+    json: str | None,
+    said: str,
     store: Path,
     images: Path,
     tmp_path: Path,
@@ -394,13 +383,13 @@ def test_what_is_given_is_not_written_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(images, tmp_path / "folder")
-    shutil.copy(images / "0.png", tmp_path / "folder" / "mask.png")
-    mask, image = (given, str(images / "0.png")) if "mask" in given else ("left", given)
+    shutil.copytree(images, "folder")
+    for copy in ("folder/mask.png", "0.png"):
+        shutil.copy(images / "0.png", copy)
     before = tree(tmp_path)
-    command = ["restore", image, "--mask", mask, "--store", str(store), "--sources", "all", "--out", "./folder"]
-    assert main(command) == 2
-    assert f"--out ./folder holds {given}, which would be written over" in capsys.readouterr().err
+    command = ["restore", image, "--mask", mask, "--store", str(store), "--sources", "all", "--out", out]
+    assert main([*command, *([] if json is None else ["--json", json])]) == 2
+    assert said in capsys.readouterr().err
     assert tree(tmp_path) == before
 
 
