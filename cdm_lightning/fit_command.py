@@ -18,6 +18,7 @@ from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import Privacy
 from cdm_lightning.sampling import Method
+from cdm_lightning.seeding import SEEDS
 from cdm_lightning.store import EXCLUSIONS
 from cdm_lightning.trainer_checks import check_trainer
 from cdm_lightning.training import CHECKPOINT
@@ -137,8 +138,8 @@ class ConfiguredRecipe:
 
     def __init__(self, parser: Parser, config: Namespace) -> None:
         self.parser, self.config = parser, config
-        if not 0 <= config.seed < 2**32:
-            raise BadInput(f"seed is {config.seed}; expected 0 to 4294967295")
+        if not 0 <= config.seed < SEEDS:
+            raise BadInput(f"seed is {config.seed}; expected 0 to {SEEDS - 1}")
         if config.checkpoint_every < 1:
             raise BadInput(f"checkpoint_every is {config.checkpoint_every}; expected at least 1 step")
         Sampler(**vars(config.sampler))

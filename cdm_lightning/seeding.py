@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+SEEDS = 2**32  # of NumPy's generator, which draws the subsets of KID
+
 
 def stable_hash(*parts: str | int) -> int:
     """Return a 63-bit hash of the parts (sha256), the same in every process and on every machine."""

@@ -17,6 +17,7 @@ from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.private_runs import learned_data
 from cdm_lightning.reference import HELDOUT_IMAGES
+from cdm_lightning.seeding import SEEDS
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import EXCLUSIONS, Store
 from cdm_lightning.strategy import Strategy
@@ -26,7 +27,6 @@ from datamodules.manifest import ImageShape
 from datamodules.names import HELDOUT
 
 SAMPLED_WITH = ("seed", "sampler", "steps", "device")
-SEEDS = 2**32  # of the subsets of KID
 NOTHING = "-"
 log = logging.getLogger(__name__)
 

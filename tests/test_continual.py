@@ -202,17 +202,8 @@ def test_bad_input(
     mine = copied(store, tmp_path / "mine", [])
     before = tree(mine)
     if "NOTHING" in options:
-        written = (
-            "--from",
-            "digits",
-            "--public-fraction",
-            "0.4",
-            "--heldout-fraction",
-            "0",
-            "--shards-per-source",
-            "2",
-        )
-        assert main(["shards", *written, "--out", str(tmp_path / "NOTHING")]) == 0
+        fractions = ["--public-fraction", "0.4", "--heldout-fraction", "0", "--shards-per-source", "2"]
+        assert main(["shards", "--from", "digits", *fractions, "--out", str(tmp_path / "NOTHING")]) == 0
         options = (*options, "--data.heldout_fraction", "0")
     given = [option.replace("STORE", str(mine)).replace("NOTHING", str(tmp_path / "NOTHING")) for option in options]
     assert run(workplace, mine, tmp_path / "record.json", *given) == 2
