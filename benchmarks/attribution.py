@@ -4,18 +4,20 @@
 
 Linear datamodeling score over all coalitions but nobody, and rank correlation with the truth's own Shapley values; see
 `benchmarks.coalition_truth`. `worth` is the rank correlation, over the same coalitions, of what they are worth with
-what the method says of them as a whole: its game, or the log density that its posterior credits imply. `ceilings` are
-the scores of credits that know the truth: its own Shapley values, the least squares fit of its worth by sums, and the
-best sums that a search found. The truth `trained` has six coalitions alone, so no Shapley values
-(`benchmarks.coalition_prompts`); `agree` is the rank correlation of two truths, over the coalitions that both have.
-attribution.json holds an entry per label.
+what the method says of them as a whole: its game, or the log density that its posterior credits imply. `total lds` and
+`total worth` are the same of all images together, of the mean of what coalitions are worth to them. `ceilings` are the
+scores of credits that know the truth: its own Shapley values, the least squares fit of its worth by sums, and the best
+sums that there are (`benchmarks.additive_orders`). The truth `trained` has six coalitions alone, so no Shapley values
+(`benchmarks.coalition_prompts`); `agree` is the rank correlation of two truths, over the coalitions that both have, and
+of the first two with themselves under the next seed, for each image and of all images together. attribution.json holds
+an entry per label.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import coalition_prompts
+from benchmarks.additive_orders import best_sums, numbers
 from benchmarks.coalition_truth import DRAWS, LEVELS, LOWEST, Truth
 from benchmarks.datamodeling import (
     additive_fit,
-    best_additive,
-    lds,
     mean_with_interval,
     posterior_worth,
     rank_correlation,
+    total_with_interval,
 )
 from benchmarks.store_report import RESULTS
 from benchmarks.versions import versions
@@ -115,66 +117,66 @@ class Known:
         return cls(coalitions(players)[1:], worth[1:], own)
 
 
-def numbers(members: Tensor) -> Tensor:
-    """Return the place of coalitions [coalition, source] among all of them [coalition]; see `coalitions`."""
-    return (members.long() * 2 ** torch.arange(members.shape[1])).sum(1)
-
-
 def scores(known: Known, said: Said, seed: int) -> dict[str, list[float]]:
     """Return the scores of what a method says."""
-    found = {"lds": mean_with_interval(lds(known.worth, known.members, said.value), seed)}
+    sums = known.members.double() @ said.value.double()
+    found = {
+        "lds": mean_with_interval(rank_correlation(known.worth, sums), seed),
+        "total lds": total_with_interval(known.worth, sums, seed),
+    }
     if known.own is not None:
         found["spearman"] = mean_with_interval(rank_correlation(known.own, said.value), seed)
     if said.worth is not None:
         worth = said.worth[numbers(known.members) - 1]
         found["worth"] = mean_with_interval(rank_correlation(known.worth, worth), seed)
+        found["total worth"] = total_with_interval(known.worth, worth, seed)
     return found
 
 
-def ceilings(known: Known, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Return the scores of credits that know the worth of all coalitions."""
+def ceilings(known: Known, again: Known, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the scores of credits that know the worth of all coalitions: of this worth, and of a second run's."""
     assert known.own is not None
+    together = best_sums(known.worth.mean(1, keepdim=True)).expand_as(known.own)
     knowing = {
         "truth's own shapley": known.own,
         "additive fit": additive_fit(known.worth, known.members),
-        "best additive found": best_additive(known.worth, known.members, seed),
+        "best sums": best_sums(known.worth),
+        "best sums, all images together": together,
     }
-    return {name: scores(known, Said.free(value), seed) for name, value in knowing.items()}
+    return {
+        name: scores(known, Said.free(value), seed) | {"again": scores(again, Said.free(value), seed)}
+        for name, value in knowing.items()
+    }
 
 
-def agreement(one: Known, other: Known, seed: int) -> list[float]:
-    """Return the rank correlation of two truths over the coalitions that both have, its mean and its interval."""
+def agreement(one: Known, other: Known, seed: int) -> dict[str, list[float]]:
+    """Return the rank correlation of two truths over the coalitions that both have, for each image and together."""
     mine, theirs = numbers(one.members).tolist(), numbers(other.members).tolist()
     both = [number for number in mine if number in theirs]
-    worth = [known.worth[[found.index(number) for number in both]] for known, found in ((one, mine), (other, theirs))]
-    return mean_with_interval(rank_correlation(*worth), seed)
+    a, b = (known.worth[[found.index(number) for number in both]] for known, found in ((one, mine), (other, theirs)))
+    return {"each": mean_with_interval(rank_correlation(a, b), seed), "together": total_with_interval(a, b, seed)}
+
+
+def found_truth(name: str, truth: Truth, public: Tensor, options: argparse.Namespace) -> Known:
+    """Return the truth that is asked for."""
+    if name == "trained":
+        work = Path(options.work) / options.label
+        models = coalition_prompts.trained_coalitions(Store.open(Path(options.store)), truth.train, work)
+        return Known(coalition_prompts.members(), torch.stack([truth.worth(model) for model in models]).double())
+    members = coalitions(len(truth.train))
+    if name == "monoliths":
+        return Known.of_all(truth.monoliths(members).double())
+    return Known.of_all(truth.composed_by_ratio(truth.sources(), public, options.train)(members).mean(1).double())
 
 
 def found_truths(
-    truth: Truth, sources: Compartments, public: Tensor, options: argparse.Namespace
+    names: Sequence[str], truth: Truth, public: Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, Known], dict[str, float]]:
     """Return the truths that are asked for, and the seconds that each took."""
-    six = coalition_prompts.members()
-
-    def trained() -> Known:
-        work = Path(options.work) / options.label
-        models = coalition_prompts.trained_coalitions(Store.open(Path(options.store)), truth.train, work)
-        return Known(six, torch.stack([truth.worth(model) for model in models]).double())
-
-    def all_but_trained(worth: Callable[[Tensor], Tensor]) -> Known:
-        return Known.of_all(worth(coalitions(len(truth.train))).double())
-
-    makers: dict[str, Callable[[], Known]] = {
-        "monoliths": lambda: all_but_trained(truth.monoliths),
-        "ratio": lambda: all_but_trained(
-            lambda members: truth.composed_by_ratio(sources, public, options.train)(members).mean(1)
-        ),
-        "trained": trained,
-    }
     found, seconds = {}, {}
-    for name in options.truths:
+    for name in names:
         start = time.perf_counter()
-        found[name] = makers[name]()
+        found[name] = found_truth(name, truth, public, options)
         seconds[name] = time.perf_counter() - start
         print(name, f"{seconds[name]:.0f} s", flush=True)
     return found, seconds
@@ -183,7 +185,9 @@ def found_truths(
 def measure(truth: Truth, public: Tensor, options: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of the methods against the truths that are asked for."""
     sources = truth.sources()
-    truths, seconds = found_truths(truth, sources, public, options)
+    truths, seconds = found_truths(options.truths, truth, public, options)
+    of_all = [name for name in options.truths if name != "trained"]
+    again, _ = found_truths(of_all, replace(truth, seed=truth.seed + 1), public, options)
     rows: dict[str, Any] = {}
     grey = ((truth.x_0 + 1) * 127.5).round()
     pixels = torch.stack([-nearest_distances(grey, (x + 1) * 127.5) for x in truth.train.values()])
@@ -192,11 +196,12 @@ def measure(truth: Truth, public: Tensor, options: argparse.Namespace) -> dict[s
         own = said[name] if name in said else Said.of(sources, truth.x_0, METHODS[name])
         rows[name] = {true: scores(known, own, truth.seed) for true, known in truths.items()} | {"cost": own.cost}
         print(name, *(f"{true} {rows[name][true]}" for true in truths), flush=True)
+    agree = {f"{a}, {b}": agreement(truths[a], truths[b], truth.seed) for a, b in combinations(truths, 2)}
     return {
         "methods": rows,
         "seconds_of_truths": seconds,
-        "ceilings": {true: ceilings(known, truth.seed) for true, known in truths.items() if known.own is not None},
-        "agree": {f"{a}, {b}": agreement(truths[a], truths[b], truth.seed) for a, b in combinations(truths, 2)},
+        "ceilings": {name: ceilings(truths[name], again[name], truth.seed) for name in of_all},
+        "agree": agree | {f"{name}, again": agreement(truths[name], again[name], truth.seed) for name in of_all},
     }
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from cdm_lightning.seeding import generator
 
 RESAMPLED = 2000
-TRIES = 2000
 SMALLEST = 1e-300
 
 
@@ -44,23 +43,6 @@ def additive_fit(worth: Tensor, members: Tensor) -> Tensor:
     return solution[:-1]
 
 
-def best_additive(worth: Tensor, members: Tensor, seed: int) -> Tensor:
-    """Return credits [source, image] of the largest linear datamodeling score that a search finds for each image.
-
-    It starts from the least squares fit of the ranks and keeps what is better of random steps of many sizes: so the
-    score is at most a little below the largest that sums of credits can have.
-    """
-    ranks = torch.from_numpy(rankdata(worth.double().numpy(), axis=0))
-    best, own = additive_fit(ranks, members), generator(seed, "best additive")
-    score = lds(worth, members, best)
-    for _ in range(TRIES):
-        size = best.abs().mean(0) * 10 ** (-2 * torch.rand(best.shape[1], generator=own, dtype=best.dtype))
-        other = best + size * torch.randn(best.shape, generator=own, dtype=best.dtype)
-        tried = lds(worth, members, other)
-        best, score = torch.where(tried > score, other, best), torch.maximum(tried, score)
-    return best
-
-
 def posterior_worth(share: Tensor, prior: Tensor, members: Tensor) -> Tensor:
     """Return what posterior credits say of the worth of coalitions [coalition, image], but for a constant of the image.
 
@@ -75,8 +57,33 @@ def posterior_worth(share: Tensor, prior: Tensor, members: Tensor) -> Tensor:
     return inside.clamp_min(SMALLEST).log() - weight.log()[:, None]
 
 
+def resampled(n: int, seed: int) -> Tensor:
+    """Return how often each of n images is drawn [RESAMPLED, image], n of them with replacement."""
+    index = torch.randint(n, (RESAMPLED, n), generator=generator(seed, "bootstrap"))
+    return torch.zeros(RESAMPLED, n, dtype=torch.float64).scatter_add(1, index, torch.ones(RESAMPLED, n).double())
+
+
+def interval(scores: Tensor) -> list[float]:
+    """Return the ends of the interval of 95 % that scores [RESAMPLED] of resampled images give."""
+    found: list[float] = scores.quantile(torch.tensor([0.025, 0.975]).to(scores)).tolist()
+    return found
+
+
 def mean_with_interval(scores: Tensor, seed: int) -> list[float]:
     """Return the mean of scores [image], and the ends of its bootstrap interval of 95 % over the images."""
-    index = torch.randint(len(scores), (RESAMPLED, len(scores)), generator=generator(seed, "bootstrap"))
-    means = scores[index].mean(1)
-    return [float(scores.mean()), *means.quantile(torch.tensor([0.025, 0.975]).to(means)).tolist()]
+    means = resampled(len(scores), seed) @ scores.double() / len(scores)
+    return [float(scores.mean()), *interval(means)]
+
+
+def total_with_interval(worth: Tensor, said: Tensor, seed: int) -> list[float]:
+    """Return the rank correlation of what coalitions are worth to all images together with what is said of that.
+
+    Args:
+        worth: [coalition, image].
+        said: the same; of a linear datamodeling score, the sums of credits.
+        seed: of the bootstrap interval of 95 % over the images, whose ends come second and third.
+    """
+    drawn = resampled(worth.shape[1], seed).T
+    drawn = torch.cat([torch.ones_like(drawn[:, :1]), drawn], 1)
+    score = rank_correlation(worth.double() @ drawn, said.double() @ drawn)
+    return [float(score[0]), *interval(score[1:])]

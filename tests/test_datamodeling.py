@@ -6,14 +6,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks import coalition_prompts
+from benchmarks.additive_orders import best_sums, orders
 from benchmarks.attribution import Known, Said, agreement, ceilings, scores
 from benchmarks.datamodeling import (
     additive_fit,
-    best_additive,
     lds,
     mean_with_interval,
     posterior_worth,
     rank_correlation,
+    total_with_interval,
 )
 from cdm_lightning.coalitions import DensityGame
 from cdm_lightning.shapley import coalitions, shapley_values
@@ -53,15 +54,40 @@ def test_the_additive_fit_of_an_additive_worth_is_its_credits() -> None:
     assert torch.allclose(additive_fit(7 + MEMBERS.double() @ credit, MEMBERS), credit)
 
 
-def test_no_credits_score_more_than_the_best_that_are_found() -> None:
-    """Limit: a soft maximum is the logarithm of a sum, so there are credits whose sums have its ranks exactly."""
+def test_a_soft_maximum_is_the_logarithm_of_a_sum_so_some_sums_have_its_ranks_exactly() -> None:
     worth = (MEMBERS.double() @ (3 * numbers(5, 4)).exp()).log()
-    assert float(lds(worth, MEMBERS, best_additive(worth, MEMBERS, 0)).min()) > 0.995
-    diluted = worth - MEMBERS.sum(1, keepdim=True).double().log()
-    best = lds(diluted, MEMBERS, best_additive(diluted, MEMBERS, 0))
-    tried = [lds(diluted, MEMBERS, other) for other in numbers(200, 5, 4)]
-    assert bool((best >= torch.stack(tried).amax(0)).all())
-    assert bool((best >= lds(diluted, MEMBERS, additive_fit(diluted, MEMBERS))).all())
+    assert lds(worth, MEMBERS, best_sums(worth)).tolist() == pytest.approx([1.0] * 4)
+
+
+@pytest.mark.parametrize(("players", "largest"), [(2, 3), (3, 7), (4, 10)])
+def test_the_best_sums_are_those_of_a_grid_of_all_credits(players: int, largest: int) -> None:
+    """Slow reference: whole numbers of both signs, large enough to have every order of two, three and four sources."""
+    members = coalitions(players)[1:]
+    worth = torch.cat([numbers(len(members), 2), numbers(len(members), 1).round()], 1)
+    grid = torch.cartesian_prod(*[torch.arange(-largest, largest + 1)] * players).double()
+    expected = [
+        rank_correlation(one[:, None].expand(-1, len(grid)), members.double() @ grid.T).max() for one in worth.T
+    ]
+    assert lds(worth, members, best_sums(worth)).tolist() == pytest.approx([float(one) for one in expected])
+
+
+def test_there_are_as_many_orders_without_ties_as_were_counted() -> None:
+    """https://oeis.org/A009997, sums of two, three, four and five numbers of increasing size."""
+    for players, expected in ((2, 1), (3, 2), (4, 14), (5, 516)):
+        sums = orders(players) @ coalitions(players).float().T
+        assert sum(len(row.unique()) == 2**players for row in sums) == expected
+    with pytest.raises(ValueError, match="6 players"):
+        orders(6)
+
+
+def test_the_score_of_all_images_together_is_that_of_their_mean_worth() -> None:
+    worth, said = numbers(31, 6), numbers(31, 6) + 0.5 * numbers(31, 12)[:, 6:]
+    score, low, high = total_with_interval(worth, said, 0)
+    assert score == pytest.approx(float(spearmanr(worth.sum(1), said.sum(1)).statistic))
+    assert low < score <= high
+    assert total_with_interval(worth, worth, 0) == pytest.approx([1.0] * 3)
+    alike, other = (one[:, :1].expand(31, 6) for one in (worth, said))
+    assert total_with_interval(alike, other, 0) == pytest.approx([float(rank_correlation(alike, other)[0])] * 3)
 
 
 def test_posterior_credits_say_the_log_density_of_every_coalition() -> None:
@@ -74,7 +100,8 @@ def test_posterior_credits_say_the_log_density_of_every_coalition() -> None:
 
 def test_who_says_the_worth_itself_has_the_score_one() -> None:
     worth, said = numbers(32, 4), Said(numbers(5, 4), 3 + 2 * numbers(32, 4)[1:], {})
-    assert scores(Known.of_all(worth), said, 0)["worth"] == pytest.approx([1.0] * 3)
+    found = scores(Known.of_all(worth), said, 0)
+    assert found["worth"] == found["total worth"] == pytest.approx([1.0] * 3)
 
 
 def test_credits_that_know_an_additive_worth_have_the_score_one() -> None:
@@ -82,8 +109,13 @@ def test_credits_that_know_an_additive_worth_have_the_score_one() -> None:
     known = Known.of_all(worth)
     assert known.own is not None
     assert torch.allclose(known.own, shapley_values(lambda members: members.double() @ numbers(5, 4), 5))
-    found = ceilings(known, 0)
-    assert all(one["lds"] == pytest.approx([1.0] * 3) for one in found.values())
+    opposite = Known.of_all(-worth)
+    found = ceilings(known, opposite, 0)
+    together = found.pop("best sums, all images together")
+    assert (together["total lds"][0], together["again"]["total lds"][0]) == pytest.approx((1.0, -1.0))
+    for one in found.values():
+        assert one["lds"] == pytest.approx([1.0] * 3)
+        assert one["again"]["lds"] == pytest.approx([-1.0] * 3)
     assert found["truth's own shapley"]["spearman"] == pytest.approx([1.0] * 3)
 
 
@@ -95,7 +127,9 @@ def test_a_truth_of_six_coalitions_is_scored_on_these_alone() -> None:
     worth = numbers(32, 4)
     worth[place] = members.double() @ credit
     six = Known(members, worth[place])
-    assert scores(six, Said(credit, worth[1:], {}), 0) == {"lds": [1.0] * 3, "worth": [1.0] * 3}
-    assert agreement(six, Known.of_all(worth), 0) == pytest.approx([1.0] * 3)
+    assert scores(six, Said(credit, worth[1:], {}), 0) == {
+        name: pytest.approx([1.0] * 3) for name in ("lds", "total lds", "worth", "total worth")
+    }
+    assert agreement(six, Known.of_all(worth), 0) == {name: pytest.approx([1.0] * 3) for name in ("each", "together")}
     worth[place] *= -1
-    assert agreement(Known.of_all(worth), six, 0) == pytest.approx([-1.0] * 3)
+    assert agreement(Known.of_all(worth), six, 0) == {name: pytest.approx([-1.0] * 3) for name in ("each", "together")}
