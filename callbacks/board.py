@@ -15,7 +15,9 @@ Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
 def boards(trainer: Trainer) -> list[SummaryWriter]:
-    """Return the writer of every TensorBoard logger."""
+    """Return the writer of every TensorBoard logger; of the first process alone, as the others have none."""
+    if not trainer.is_global_zero:
+        return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 

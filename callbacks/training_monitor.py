@@ -58,10 +58,14 @@ class TrainingMonitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
+        if trainer.sanity_checking:
+            return
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the clock go on: a validation is no training."""
+        if trainer.sanity_checking:
+            return
         self._start += time.perf_counter() - self._paused
 
     def _log(self, trainer: Trainer, module: CompartmentalizedDiffusion) -> None:

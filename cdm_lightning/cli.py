@@ -98,14 +98,16 @@ def run_fit(arguments: list[str]) -> None:
     """`fit`: see `cdm_lightning.fitting.fit`."""
     from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
     from cdm_lightning.fitting import fit
-    from cdm_lightning.ranks import is_rank_zero
+    from cdm_lightning.ranks import is_rank_zero, share_threads
 
     _silence_libraries()
     if not is_rank_zero():
         logging.getLogger().setLevel(logging.ERROR)
     parser = fit_parser()
     config = parser.parse_args(arguments)
-    store = fit(ConfiguredRecipe(parser, config), Path(config.store), config.refit)
+    recipe = ConfiguredRecipe(parser, config)
+    share_threads(recipe.processes_here)
+    store = fit(recipe, Path(config.store), config.refit)
     if is_rank_zero():
         print(f"store: {store.path} ({len(store.sources())} compartments); TensorBoard: {store.runs}")
 

@@ -20,7 +20,7 @@ from cdm_lightning.gaussians import Gaussians
 from cdm_lightning.packing import fine_forms, not_finite, unpack_backbone, unpack_compartment
 from cdm_lightning.public import Public
 from cdm_lightning.releases import note_release
-from cdm_lightning.store import CARD, COMPARTMENT_FILES, README, Store, check_new_name, read_folder
+from cdm_lightning.store import CARD, COMPARTMENT_FILES, CONFIG, README, Store, check_new_name, read_folder
 
 Taken = Literal["added", "replaced", "up to date"]
 ROUNDING = 1e-3  # of what must be one, in float32
@@ -92,6 +92,7 @@ def _taken(store: Store, card: Card, files: Mapping[str, bytes], replace: bool) 
             raise BadInput(f"the store has another compartment of source '{source}': --replace puts this one there")
     if card.epsilon is not None and card.delta is not None:
         note_release(store.path, source, mu_of(card.epsilon, card.delta - card.slack), card.slack)
+    (store.runs / "sources" / source / CONFIG).unlink(missing_ok=True)  # of another fit: nobody knows this one's
     store.put_files(source, files)
     return "replaced" if there else "added"
 

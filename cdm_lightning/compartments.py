@@ -1,7 +1,7 @@
 """The frozen backbone with the compartments that were opened: D_i for each source, many sources in one batch."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -78,6 +78,15 @@ class Compartments(Mapping[str, "SourceDenoiser"]):
         law = self.law_above(strategy)
         owner = self.owner_in_mixture() if law is not None and strategy == "routed" else None
         return ComposedDenoiser(self, self.evidence(), self.prior(), strategy, self.sigma_switch, law, owner)
+
+    def credited(self) -> ComposedDenoiser:
+        """Return the model whose weights credit images: the same whatever `sigma_switch` they were sampled with.
+
+        Evidence is tempered up to the switch that `public` was fitted for at least, so credits at the floor are too.
+        """
+        switch = max(self.sigma_switch, self.public.sigma_switch)
+        evidence = {source: replace(one, sigma_switch=switch) for source, one in self.evidence().items()}
+        return ComposedDenoiser(self, evidence, self.prior(), "posterior", switch)
 
     def law_above(self, strategy: Strategy) -> Gaussians | None:
         """Return the mixture that a strategy samples from above the switch, if it is one."""

@@ -20,7 +20,7 @@ from cdm_lightning.privacy import Privacy
 from cdm_lightning.sampling import Method
 from cdm_lightning.seeding import SEEDS
 from cdm_lightning.store import EXCLUSIONS
-from cdm_lightning.trainer_checks import check_trainer
+from cdm_lightning.trainer_checks import accelerator_of, check_trainer, precision_of
 from cdm_lightning.training import CHECKPOINT
 from datamodules import ShardDataModule
 from datamodules.image_defaults import image_shape
@@ -160,7 +160,9 @@ class ConfiguredRecipe:
         self.privacy = Privacy(**vars(config.privacy))
         self.watched = config.trainer.logger is not False or bool(config.trainer.callbacks)
         self.training: dict[str, Any] = {key: config.trainer[key] for key in TRAINING_KEYS}
+        self.training["precision"] = precision_of(config.trainer.precision)
         processes = self._processes()
+        self.processes_here: int = processes.num_devices
         self.training["ranks"] = processes.world_size
         self.device = str(processes.strategy.root_device)
         self.training |= {"batch_size": config.data.batch_size, "shards_per_source": config.data.shards_per_source}
@@ -231,12 +233,13 @@ class ConfiguredRecipe:
         config = self.config.clone()
         config.pop("model")
         try:
-            return dict(vars(self.parser.instantiate(config).trainer))
+            settings = dict(vars(self.parser.instantiate(config).trainer))
         except ValueError as error:
             reason: BaseException = error
             while (cause := reason.__cause__ or reason.__context__) is not None:
                 reason = cause
             raise BadInput(f"trainer: an object that the configuration names cannot be made: {reason}") from error
+        return settings | {"accelerator": accelerator_of(settings["accelerator"])}
 
     def _checkpoint(self, folder: Path) -> ModelCheckpoint:
         """Return the callback that keeps the newest state of a phase in `cdm_lightning.training.CHECKPOINT`."""

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import yaml
 
+from cdm_lightning.forgetting import pending_of
 from cdm_lightning.store import CONFIG, UNFINISHED, Store
 from cdm_lightning.strategy import Strategy
 
@@ -30,11 +31,12 @@ class FitRecord:
 def fit_record(store: Store, source: str | None = None) -> FitRecord:
     """Return what the first configuration in the store's runs that names a folder of shards says; nothing, if none.
 
-    That of a source's own fit comes first, where one is named.
+    That of a source's own fit comes first, where one is named: of a fit that is to be done again before all.
     """
-    own = [f"sources/{source}/{name}" for name in (CONFIG, UNFINISHED) if source]
-    for file in (*own, *(f"{folder}/{CONFIG}" for folder in RECORDS)):
-        config = _mapping(store.runs / file)
+    own = [] if source is None else [pending_of(store, source)]
+    own += [store.runs / "sources" / source / name for name in (CONFIG, UNFINISHED) if source]
+    for file in (*own, *(store.runs / folder / CONFIG for folder in RECORDS)):
+        config = _mapping(file)
         data, model = _inner(config, "data"), _inner(config, "model")
         if root := _text(data.get("root")):
             known = {name: name for name in get_args(Strategy)}

@@ -31,7 +31,7 @@ from cdm_lightning.recipe import Recipe
 from cdm_lightning.source_forms import drafts_of_source, fit_classes, fit_untrained
 from cdm_lightning.store import CONFIG, Store
 from cdm_lightning.training import discard_checkpoint, train
-from cdm_lightning.validation import validate_composed
+from cdm_lightning.validation import validate_composed, was_cut
 
 FEW_IMAGES = 20
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def fit(recipe: Recipe, store_path: Path, refit: bool = False) -> Store:
         fit_one = fit_private_source if recipe.privacy.covers(source) else fit_source
         with _claimed(store, source):
             fitted = fit_one(recipe, store, phase, refit)
-        if fitted and is_rank_zero():
+        if is_rank_zero() and (fitted or was_cut(store)):
             validate_composed(recipe, store, Phase("composed", source, position, total))
         wait_for_all()
     return store

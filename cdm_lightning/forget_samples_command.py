@@ -5,6 +5,8 @@ image is taken away with all its traces before it is fitted again: until then th
 `--purge` the shards are then rewritten without the image.
 """
 
+import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +17,7 @@ from typing import Any
 from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
-from cdm_lightning.forgetting import forget_source, pending_of, trace
+from cdm_lightning.forgetting import PENDING, forget_source, pending_of, trace
 from cdm_lightning.private_runs import learned_data, mark_private
 from cdm_lightning.store import CONFIG, EXCLUSIONS, Store
 from cdm_lightning.tensor_files import remove_unfinished, write_atomic
@@ -26,6 +28,7 @@ from datamodules.publish import mend
 from datamodules.purge import check_purgeable, planned_purge, purge
 
 Keys = Mapping[str, frozenset[str]]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ def forget_samples(config: Any) -> dict[str, Any]:
         BadInput: a sample, the shards or the store cannot be used.
     """
     store = Store.open(Path(config.store))
-    root = config.root or fit_record(store, config.source).root
-    if root is None:
-        raise BadInput("the shards that hold the samples are not known: name their folder with --root")
+    root = config.root or _root(store, config.source)
     wanted = frozenset(_named(config.sample)) | (read_keys(Path(config.list), "--list") if config.list else frozenset())
     if not wanted:
         raise BadInput("no sample is named: --sample KEY, or --list FILE with keys in it, one a line")
@@ -81,6 +82,26 @@ def forget_samples(config: Any) -> dict[str, Any]:
         "purge": None if rewritten is None else asdict(rewritten),
         "sources": done,
     }
+
+
+def _root(store: Store, source: str | None) -> str:
+    """Return the folder of the shards that a source was fitted from; without one that of all sources.
+
+    Raises:
+        BadInput: it is not known, or there are several.
+    """
+    pending = [path.name.removesuffix(PENDING) for path in (store.path / EXCLUSIONS).glob(f"*{PENDING}")]
+    asked = [source] if source else [*store.sources(), *pending]
+    known = {os.path.realpath(root): root for one in asked if (root := fit_record(store, one).root)}
+    if len(known) > 1:
+        raise BadInput(
+            f"the sources were fitted from shards in {' and '.join(sorted(known.values()))}: name one with --source, "
+            "or the folder that holds the samples with --root"
+        )
+    root = next(iter(known.values()), None) or fit_record(store).root
+    if root is None:
+        raise BadInput("the shards that hold the samples are not known: name their folder with --root")
+    return root
 
 
 def _named(samples: Any) -> list[str]:
@@ -183,7 +204,10 @@ def _check_refit(store: Store, root: str, source: str) -> None:
     if not store.folder(source).is_dir():
         return
     recipe = recipe_of(_recorded(store, source), store.path, source, root)
-    recipe.data().class_counts(source)
+    data = recipe.data()
+    data.class_counts(source)
+    if store.has_compartment(source) and learned_data(store, source) not in (None, data.data_sha256(source)):
+        log.warning("source '%s' was fitted on other images than %s has; it is fitted again on those", source, root)
     is_private = store.has_compartment(source) and store.read_card(source).epsilon is not None
     if is_private and not recipe.privacy.covers(source):
         raise BadInput(

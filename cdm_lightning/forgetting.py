@@ -17,6 +17,7 @@ from cdm_lightning.run_sources import composed_lock, drop_source, files_of
 from cdm_lightning.store import EXCLUSIONS, LEDGER, Store, check_name
 from cdm_lightning.tensor_files import file_sha256
 
+PENDING = ".pending.yaml"  # end of the file that keeps how a source was fitted, while single images are forgotten
 CONTINUAL_RUN = "continual"
 JOINT_RUNS = ("composed", CONTINUAL_RUN)  # folders of runs/ in which several sources take part
 
@@ -108,7 +109,7 @@ def traces(store: Store, source: str) -> Iterator[Path]:
 
 def pending_of(store: Store, source: str) -> Path:
     """Return the file that keeps the configuration of a source whose images are being forgotten."""
-    return store.path / EXCLUSIONS / f"{source}.pending.yaml"
+    return store.path / EXCLUSIONS / f"{source}{PENDING}"
 
 
 def _own_runs(store: Store, source: str) -> Path:

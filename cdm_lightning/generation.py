@@ -145,6 +145,15 @@ def sample_batch(
     return Batch(images, drawn, course)
 
 
+def check_sampled(images: Tensor) -> None:
+    """Raise BadInput unless every number of sampled images [batch, ...] is finite."""
+    if not bool(images.isfinite().all()):
+        raise BadInput(
+            "the sampler ran away to numbers that are no image, so nothing is written: choose a smaller --guidance, "
+            "more --steps or another --sampler"
+        )
+
+
 def below(sigmas: Tensor, switch: float) -> Tensor:
     """Return the switch, and the levels of a grid that are below it."""
     return torch.cat([sigmas.new_tensor([switch]), sigmas[sigmas < switch]])

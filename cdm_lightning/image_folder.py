@@ -23,15 +23,15 @@ SHEET, CREDITS = "grid.png", "credits.json"
 
 
 def image_rows(
-    composed: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
+    credited: ComposedDenoiser, batch: Batch, indices: range, floor: float, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield what credits.json says of each image."""
-    credit = credits_of(composed, batch.images.clamp(-1, 1), floor, seed)
+    credit = credits_of(credited, batch.images.clamp(-1, 1), floor, seed)
     for row, k in enumerate(indices):
-        course = [[sigma, by_source(composed.sources, weights[:, row])] for sigma, weights in batch.trajectory]
+        course = [[sigma, by_source(credited.sources, weights[:, row])] for sigma, weights in batch.trajectory]
         yield {
             "file": f"{k:05d}.png",
-            "credits": by_source(composed.sources, credit[:, row]),
+            "credits": by_source(credited.sources, credit[:, row]),
             "drawn": None if batch.drawn is None else batch.drawn[row],
             "trajectory": course,
         }

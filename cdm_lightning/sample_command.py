@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
-from cdm_lightning.generation import Settings, batched, finite_or_text, sample_batch
+from cdm_lightning.generation import Settings, batched, check_sampled, finite_or_text, sample_batch
 from cdm_lightning.guidance import GuidedDenoiser
 from cdm_lightning.image_folder import credited_grid, image_rows, make_folder, write_pictures
 from cdm_lightning.images import to_uint8
@@ -48,15 +48,16 @@ def generate(config: Any) -> dict[str, Any]:
     branches = branches_of(compartments, settings)
     composed = branches[-1].composed(settings.strategy)
     model = guided(composed, compartments, settings)
-    floor = compartments.public.calibration.floor
+    credited, floor = branches[-1].credited(), compartments.public.calibration.floor
     taking_part = list(branches[-1] if settings.guidance == 1 else compartments)
     note_output(store.runs, out, taking_part)
     pictures: list[Tensor] = []
     rows: list[dict[str, Any]] = []
     for indices in batched(settings.n, settings.batch_size):
         batch = sample_batch(model, store.info.image_shape, indices, settings)
+        check_sampled(batch.images)
         pictures.append(to_uint8(batch.images).cpu())
-        rows += image_rows(composed, batch, indices, floor, settings.seed)
+        rows += image_rows(credited, batch, indices, floor, settings.seed)
     report = {
         "store": config.store,
         "sources": taking_part,

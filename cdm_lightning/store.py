@@ -35,7 +35,7 @@ CARD = "card.json"
 README = "README.md"
 COMPARTMENT_FILES = (COMPARTMENT, CARD, README)
 RUNS = "runs"
-UNFINISHED = "unfinished.yaml"  # configuration of a training that has not ended
+UNFINISHED = "unfinished.yaml"  # configuration of a training, or of a validation, that has not ended
 CONFIG = "config.yaml"  # in the runs of a phase: of what is stored
 EXCLUSIONS = "exclusions"
 LEDGER = "ledger.jsonl"
@@ -301,7 +301,7 @@ def read_folder(folder: Path, backbone_sha256: str) -> tuple[dict[str, "Tensor"]
 
 def names_of(sources: str | Sequence[str]) -> list[str]:
     """Return the names in a list, or in a text with commas between them."""
-    return sources.split(",") if isinstance(sources, str) else list(sources)
+    return [name.strip() for name in sources.split(",")] if isinstance(sources, str) else list(sources)
 
 
 def check_name(source: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -66,12 +67,31 @@ def check_trainer(trainer: Namespace, callbacks: Sequence[Callback], outside: Se
             )
 
 
+def accelerator_of(asked: str | Accelerator) -> str | Accelerator:
+    """Return what `auto` stands for here: CUDA where there is a device, else the CPU; what else is asked as it is.
+
+    Raises:
+        BadInput: an accelerator without float64, in which weights of sources are computed, is asked for.
+    """
+    cuda, apple = CUDAAccelerator.is_available(), asked == "mps" or isinstance(asked, MPSAccelerator)
+    if apple or (asked == "gpu" and not cuda and MPSAccelerator.is_available()):
+        raise BadInput(
+            "trainer.accelerator: Apple's GPUs have no float64, in which the weights of sources are computed; use cpu"
+        )
+    return ("cuda" if cuda else "cpu") if asked == "auto" else asked
+
+
 def check_precision(precision: str | int | None) -> None:
     """Raise BadInput unless training is in single precision, or bfloat16 with weights in single precision."""
     if str(precision) in ("16-mixed", "16-true", "16"):
         raise BadInput("trainer.precision 16 is refused: its loss scale is found by trial; use 32-true or bf16-mixed")
     if precision is not None and str(precision) not in PRECISIONS:
         raise BadInput(f"trainer.precision is {precision}; expected 32-true or bf16-mixed: weights stay in float32")
+
+
+def precision_of(asked: str | int | None) -> str | None:
+    """Return a precision by one of its names; None is the default, single precision."""
+    return "bf16-mixed" if str(asked) in ("bf16", "bf16-mixed") else None
 
 
 def check_callback(callback: Callback) -> None:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -91,6 +93,23 @@ def signals() -> Iterator[None]:
         yield
     except SystemExit as end:
         raise Interrupted(signal.SIGTERM if end.code is None else signal.SIGINT) from end
+
+
+@contextmanager
+def ending_at_sigterm() -> Iterator[None]:
+    """Raise Interrupted at SIGTERM, of which Lightning takes no more than a note while it validates."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _clear(folder: Path) -> None:

@@ -18,8 +18,8 @@ from cdm_lightning.public import Public
 from cdm_lightning.recipe import Recipe, SourceData
 from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.run_sources import composed_lock, note_sources
-from cdm_lightning.store import CONFIG, Store
-from cdm_lightning.training import signals
+from cdm_lightning.store import CONFIG, UNFINISHED, Store
+from cdm_lightning.training import ending_at_sigterm, signals
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,19 @@ def validate_composed(recipe: Recipe, store: Store, phase: Phase) -> None:
     """
     with locked(composed_lock(store.runs)):
         _validate(recipe, store, phase)
+        (store.runs / "composed" / UNFINISHED).unlink()
+
+
+def was_cut(store: Store) -> bool:
+    """Return whether the newest validation of the composed model has not come to its end."""
+    return (store.runs / "composed" / UNFINISHED).exists()
 
 
 def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     sources = store.sources()
     note_sources(store.runs / "composed", sources)
-    recipe.save_config(phase, store.runs / "composed" / CONFIG)
+    for name in (CONFIG, UNFINISHED):
+        recipe.save_config(phase, store.runs / "composed" / name)
     if not recipe.watched:
         return
     module, data = recipe.module(), recipe.data()
@@ -54,7 +61,7 @@ def _validate(recipe: Recipe, store: Store, phase: Phase) -> None:
     batches = heldout_batches(data, [source for source in open_to_all if source in data.available_sources()])
     with Clock(phase).part("validation", f"validated with {len(compartments)} sources"):
         trainer = recipe.trainer(phase, store.runs / "composed", -1)
-        with signals():
+        with signals(), ending_at_sigterm():
             trainer.validate(module, dataloaders=DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from cdm_lightning import ledger
 from cdm_lightning.card import Card, model_card
 from cdm_lightning.errors import StoreError
+from cdm_lightning.forgetting import PENDING
 from cdm_lightning.private_runs import MARK
 from cdm_lightning.releases import RELEASES
 from cdm_lightning.store import (
@@ -28,7 +29,7 @@ from cdm_lightning.store import (
 )
 from cdm_lightning.tensor_files import file_sha256, json_text, metadata_of, read_bytes
 
-LISTS = (".json", ".json.tmp", ".pending.yaml", MARK)  # ends of what lies in exclusions
+LISTS = (".json", ".json.tmp", PENDING, MARK)  # ends of what lies in exclusions
 EXPECTED = (BACKBONE, INFO, LEDGER, LOCK, ledger.LEDGER_LOCK, "compartments", RUNS, EXCLUSIONS, RELEASES)
 
 

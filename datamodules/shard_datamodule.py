@@ -116,7 +116,6 @@ class ShardDataModule(lightning.LightningDataModule):
         """
         if not self._folders():
             write_shards(self.root, self.plan)
-            return
         names = [PUBLIC] * self.has_public() + self.chosen_sources()
         manifests = {name: self.manifest(name) for name in names}
         check_agreement(self.root, manifests, self.plan, self.split)
@@ -160,7 +159,8 @@ class ShardDataModule(lightning.LightningDataModule):
         known = self.available_sources()
         if self.sources == "all":
             return known
-        chosen = self.sources.split(",") if isinstance(self.sources, str) else self.sources
+        named = self.sources
+        chosen = [name.strip() for name in named.split(",")] if isinstance(named, str) else named
         for source in chosen:
             if source not in known:
                 raise UnknownSource(source, known, str(self.root))

@@ -23,12 +23,12 @@ def check_split(split: str) -> None:
 
 
 def destination(record: Record, split: str, public_labels: frozenset[str], public_fraction: float) -> str:
-    """Return the source of a record, `public` if it goes there.
+    """Return the source of a record, `public` if it goes there: what its origin says is nobody's does.
 
     Raises:
         BadInput: the origin names no source, or it is no name for one.
     """
-    if record.label in public_labels or in_public_fraction(record.key, public_fraction):
+    if record.source == PUBLIC or record.label in public_labels or in_public_fraction(record.key, public_fraction):
         return PUBLIC
     return source_of(record, split)
 

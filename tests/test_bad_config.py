@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from cdm_lightning.cli import main
 from cdm_lightning.errors import BadInput
-from cdm_lightning.trainer_checks import check_precision
+from cdm_lightning.fit_command import ConfiguredRecipe, fit_parser
+from cdm_lightning.trainer_checks import accelerator_of, check_precision, precision_of
 
 TAB = "model:\n\tguide: none\n"
 
@@ -104,6 +106,35 @@ def test_precisions_that_are_refused(precision: str | int) -> None:
         check_precision(precision)
 
 
-@pytest.mark.parametrize("precision", [None, 32, "32", "32-true", "bf16-mixed"])
-def test_precisions_that_are_taken(precision: str | int | None) -> None:
+@pytest.mark.parametrize(
+    ("precision", "noted"),
+    [(None, None), (32, None), ("32", None), ("32-true", None), ("bf16", "bf16-mixed"), ("bf16-mixed", "bf16-mixed")],
+)
+def test_precisions_that_are_taken_are_noted_by_one_name(precision: str | int | None, noted: str | None) -> None:
     check_precision(precision)
+    assert precision_of(precision) == noted
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "found"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("gpu", True, "gpu")],
+)
+def test_what_auto_means(asked: str, cuda: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: cuda)
+    assert accelerator_of(asked) == found
+
+
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
+def test_a_fit_runs_on_the_cpu_where_there_is_only_an_apple_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: False)
+    parser = fit_parser()
+    assert ConfiguredRecipe(parser, parser.parse_args([])).device == "cpu"
+    for asked in ("mps", "gpu"):
+        assert main(["fit", "--trainer.accelerator", asked, "--store", "store", "--data.root", "shards"]) == 2
+        assert "trainer.accelerator: Apple's GPUs have no float64" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

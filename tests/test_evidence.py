@@ -55,9 +55,9 @@ def test_evidence_above_the_switch_is_the_density_itself() -> None:
 
 
 def test_evidence_below_the_switch_is_divided_by_the_temperature_at_its_level() -> None:
-    gaussians, x, sigma = noised([0.2, 0.4, 0.8, 0.9999])
+    gaussians, x, sigma = noised([0.2, 0.4, 0.8])
     evidence = GaussianEvidence(gaussians, CALIBRATION, SWITCH).log_density(x, sigma)
-    temperature = torch.tensor([4.0, 3.0, 2.0, 2.0], dtype=torch.float64)  # 0.4 is midway in log sigma
+    temperature = torch.tensor([4.0, 3.0, 2.0], dtype=torch.float64)  # 0.4 is midway in log sigma
     torch.testing.assert_close(evidence, gaussians.log_density(x, sigma) / temperature, rtol=1e-6, atol=0)
 
 
@@ -94,8 +94,15 @@ def test_evidence_that_is_blind_to_the_class_refuses_a_label() -> None:
         GaussianEvidence(gaussians, CALIBRATION, SWITCH).log_density(x, sigma, torch.tensor([3, 4]))
 
 
-@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.15, 0.3, 0.8, 7.0])
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.15, 0.3, 0.8])
 def test_temperature_is_linear_in_log_sigma_above_the_floor(sigma: float) -> None:
     level = max(sigma, CALIBRATION.floor)
     expected = np.interp(np.log(level), np.log([0.1, 0.2, 0.8]), [9.0, 4.0, 2.0])
     assert float(CALIBRATION.temperature_at(torch.tensor([sigma]))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_above_the_levels_that_were_fitted_evidence_is_the_density_itself() -> None:
+    gaussians, x, sigma = noised([0.81, 7.0, 80.0])
+    assert CALIBRATION.temperature_at(sigma).tolist() == [1.0] * 3
+    evidence = GaussianEvidence(gaussians, CALIBRATION, float("inf")).log_density(x, sigma)
+    torch.testing.assert_close(evidence, gaussians.log_density(x, sigma), rtol=0, atol=0)

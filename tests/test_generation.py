@@ -139,6 +139,32 @@ def test_one_source_is_its_own_credit_and_its_own_sample(store: Path, tmp_path: 
     assert np.abs(pictures(tmp_path / "out") - pictures(tmp_path / "assign")).max() <= 1
 
 
+@pytest.mark.parametrize("switch", ["0.01", "inf"])
+def test_an_image_is_credited_the_same_whatever_switch_it_was_sampled_with(
+    switch: str, store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    report = run(store, out, "--sources", "all", "--n", "4", "--steps", "4", "--sigma_switch", switch)
+    compartments = open_compartments(Store.open(store), "all", sigma_switch=float(switch), device="cpu")
+    floor = compartments.public.calibration.floor
+    assert float(switch) < floor or switch == "inf"
+    assert float(compartments.public.calibration.temperature_at(torch.tensor([floor]))) > 1.05
+    options = ("--sources", "all", "--extractor", "none", "--json", str(tmp_path / "credits.json"))
+    assert main(["attribute", "--store", str(store), *options, str(out)]) == 0
+    again = json.loads((tmp_path / "credits.json").read_text())["images"]
+    for image, other in zip(report["images"], again, strict=True):  # those of a picture, in whole grey levels
+        assert image["credits"] == pytest.approx(other["credits"], abs=0.02)
+
+
+def test_what_is_no_image_is_told_and_not_written(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--sources", "all", "--n", "2", "--label", "digit3", "--guidance", "1e9", "--out", str(tmp_path / "out"))
+    assert main(["sample", "--store", str(parts), *options]) == 2
+    assert "the sampler ran away to numbers that are no image, so nothing is written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_seeds_differ_and_repeat(store: Path, tmp_path: Path) -> None:
     options = ("--sources", "all", "--n", "3", "--steps", "4")
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
