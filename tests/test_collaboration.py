@@ -16,6 +16,7 @@ from cdm_lightning.collaboration import add_compartment, export_backbone
 from cdm_lightning.errors import BadInput
 from cdm_lightning.store import Store
 from cdm_lightning.verification import faults
+from datamodules.manifest import read_manifest
 from tests.conftest import Fit
 from tests.faults import Fault, failing_at, operations_of
 from tests.test_forget import tree
@@ -80,6 +81,20 @@ def test_another_one_of_the_same_source_needs_replace(
     assert add(central, home / "compartments" / "digit1", "--replace") == 0
     assert tree(central.folder("digit1")) == tree(home / "compartments" / "digit1")
     assert faults(central) == []
+
+
+def test_how_another_fitted_a_source_is_not_taken_for_how_this_one_was(
+    store: Path, home: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = export_backbone(Store.open(store), tmp_path / "mine")
+    assert fit(mine.path, "[digit1]") == 0
+    assert add(mine, home / "compartments" / "digit1", "--replace") == 0
+    before = tree(mine.path)
+    key = next(iter(read_manifest(workplace / "shards" / "digit1").samples))
+    options = ("--store", str(mine.path), "--root", str(workplace / "shards"))
+    assert main(["forget", *options, "--sample", key]) == 2
+    assert "is missing, so 'digit1' cannot be fitted again: fit it with --refit first" in capsys.readouterr().err
+    assert tree(mine.path) == before
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:

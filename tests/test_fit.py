@@ -456,4 +456,12 @@ def test_a_misspelt_key_is_told(
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     assert fit(copy, "[digit0]", "--data.exclude", str(tmp_path / "exclude")) == 0
     assert caplog.text.count("data.exclude lists keys that no source below") >= 1
+    caplog.clear()
+    new = ("--data.root", str(tmp_path / "shards"), "--data.sources", "digit0, digit1")
+    assert (
+        fit(tmp_path / "new", "[]", *new, "--data.exclude", str(tmp_path / "exclude"), "--model.backbone_steps", "1")
+        == 0
+    )
+    assert caplog.text.count("data.exclude lists keys that no source below") == 1, "before anything is learned"
+    assert Store.open(tmp_path / "new").sources() == ["digit0", "digit1"], "a space after a comma is no part of a name"
     assert "has: digit-none" in caplog.text

@@ -203,6 +203,57 @@ def test_nothing_is_taken_away_that_could_not_be_fitted_again(
     assert forget(mine, workplace, "--sample", key) == 0
 
 
+def test_a_source_is_fitted_again_from_the_shards_that_it_was_fitted_from(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Oracle: the bytes of a fit without the image on the same shards; elsewhere there are others of the same name."""
+    mine, other = export_backbone(Store.open(store), tmp_path / "mine").path, tmp_path / "other"
+    shutil.copytree(workplace / "shards", other)
+    assert fit(mine, "[digit1]") == fit(mine, "[digit0]", "--data.root", str(other)) == 0
+    key = keys_of(workplace, "digit1", "train")[4]
+    assert main(["forget", "--store", str(mine), "--sample", key, "--source", "digit1"]) == 0
+    (tmp_path / "excluded").write_text(key)
+    never = export_backbone(Store.open(store), tmp_path / "never").path
+    assert fit(never, "[digit1]", "--data.exclude", str(tmp_path / "excluded")) == 0
+    assert tree(mine / "compartments" / "digit1") == tree(never / "compartments" / "digit1")
+    assert Store.open(mine).read_card("digit1").data_sha256 == Store.open(never).read_card("digit1").data_sha256
+    (tmp_path / "fewer").write_text("\n".join(keys_of(workplace, "digit1", "train")[6:9]))
+    assert fit(never, "[digit1]", "--data.exclude", str(tmp_path / "fewer")) == 0
+    (tmp_path / "fewer").write_text("\n".join(keys_of(workplace, "digit1", "train")[6:8]))
+    assert forget(never, workplace, "--sample", key) == 0
+    assert f"'digit1' was fitted on other images than {workplace / 'shards'} has; it is fitted again" in caplog.text
+
+
+def test_where_several_folders_hold_the_shards_they_are_named(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = export_backbone(Store.open(store), tmp_path / "mine").path, tmp_path / "other"
+    shutil.copytree(workplace / "shards", other)
+    assert fit(mine, "[digit1]") == fit(mine, "[digit0]", "--data.root", str(other)) == 0
+    before = tree(mine)
+    assert main(["forget", "--store", str(mine), "--sample", keys_of(workplace, "digit1", "train")[4]]) == 2
+    said = capsys.readouterr().err
+    assert "were fitted from shards in" in said
+    assert str(other) in said
+    assert str(workplace / "shards") in said
+    assert tree(mine) == before
+
+
+def test_what_was_cut_goes_on_without_a_word_of_where_the_shards_are(
+    mine: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, whole = keys_of(workplace, "digit1", "train")[4], Path(shutil.copytree(mine, tmp_path / "whole"))
+    assert forget(whole, workplace, "--sample", key) == 0
+    shutil.rmtree(mine / "runs" / "composed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_compartment", lose_power)
+        with pytest.raises(RuntimeError, match="lost power"):
+            forget(mine, workplace, "--sample", key, "--source", "digit1")
+    assert not (mine / "compartments" / "digit1").exists()
+    assert main(["forget", "--store", str(mine), "--sample", key, "--source", "digit1"]) == 0
+    assert tree(mine / "compartments") == tree(whole / "compartments")
+
+
 def test_an_unknown_sample(mine: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, key = tree(mine), keys_of(workplace, "digit1", "train")[0]
     assert forget(mine, workplace, "--sample", f"{key}x") == 2

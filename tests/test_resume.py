@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from cdm_lightning.module import CompartmentalizedDiffusion
+from cdm_lightning.store import Store
 from cdm_lightning.training import CHECKPOINT, steps_done
 from tests.conftest import Fit
+from tests.test_callbacks import events
 
 EVERY_3 = ("--trainer.enable_checkpointing", "true", "--checkpoint_every", "3")
 STEPS = 14
@@ -188,6 +190,36 @@ def told(module, batch, batch_idx):
 CompartmentalizedDiffusion.training_step = told
 sys.exit(main(sys.argv[2:]))
 """
+
+
+VALIDATING = """
+import os, signal, sys
+from callbacks import Attribution
+from cdm_lightning.cli import main
+
+def told(callback, trainer, module):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+Attribution.on_validation_end = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_validation_ends_at_sigterm_and_is_made_up_for(
+    store: Path, fit: Fit, workplace: Path, tmp_path: Path
+) -> None:
+    mine = only_backbone(store, tmp_path / "mine")
+    where = ["--config", str(workplace / "tiny.yaml"), "--data.root", str(workplace / "shards"), "--store", str(mine)]
+    options = ["--data.sources", "[digit3]", "--trainer.logger", "true"]
+    command = [sys.executable, "-c", VALIDATING, "fit", *where, *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert Store.open(mine).sources() == ["digit3"]
+    composed = mine / "runs" / "composed"
+    assert "attribution/accuracy" not in events(composed).Tags()["scalars"]
+    for _ in range(2):  # the second time nothing is left to do
+        assert fit(mine, "[digit3]", "--trainer.logger", "true") == 0
+        assert len(events(composed).Scalars("attribution/accuracy")) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -117,6 +117,9 @@ def test_an_unknown_public_class_is_refused() -> None:
 def test_a_folder_named_public_is_the_public_source(images: Path, tmp_path: Path) -> None:
     (images / "alice").rename(images / "public")
     assert write(tmp_path / "root", images, public_fraction=0) == {"bob": 40, "public": 40}
+    counts = write(tmp_path / "parts", images, split="random:2", public_fraction=0)
+    assert (counts.pop("public"), sum(counts.values()), set(counts)) == (40, 40, {"part0", "part1"})
+    assert write(tmp_path / "classes", images, split="class", public_fraction=0)["public"] == 40
 
 
 def test_a_split_that_the_origin_does_not_know_is_refused(images: Path, tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ def test_measuring_changes_no_byte(measured: Path, store: Path, fit: Fit, tmp_pa
     plain = only_backbone(store, tmp_path / "plain")
     assert fit(plain, "[digit0]", *TOKENS) == 0
     assert compartment(plain, "digit0") == compartment(measured, "digit0")
+    checked = only_backbone(store, tmp_path / "checked")
+    assert fit(checked, "[digit0]", *TOKENS, *MEASURED, *LOGGED, "--trainer.num_sanity_val_steps", "2") == 0
+    assert compartment(checked, "digit0") == compartment(measured, "digit0")
 
 
 def test_a_measured_training_goes_on_after_a_kill(
