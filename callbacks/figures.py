@@ -72,8 +72,11 @@ def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sig
     """Draw the mean weight of every source [source, level] on the way from noise to image, stacked."""
     figure = Figure(figsize=(6.4, 4.0), dpi=120)
     axis = figure.subplots()
-    axis.stackplot(sigmas, weights.cpu().numpy(), labels=sources, colors=colours(sources))
-    axis.axvline(sigma_switch, color="red", linewidth=1.5, label="switch")
+    axis.stackplot(
+        sigmas, weights.cpu().numpy(), labels=sources, colors=colours(sources), edgecolor="white", linewidth=0.3
+    )
+    if math.isfinite(sigma_switch):
+        axis.axvline(sigma_switch, color="red", linewidth=1.5, label="switch")
     axis.set_xscale("log")
     axis.invert_xaxis()
     axis.set_xlabel("sigma, falling as the sampler goes")
@@ -98,8 +101,9 @@ def courses(
         above, below = (axes[2 * (k // columns) + place, k % columns] for place in (0, 1))
         paint(above, image)
         below.set_axis_on()
-        below.stackplot(sigmas, weight, colors=colours(sources))
-        below.axvline(sigma_switch, color="red", linewidth=1.2)
+        below.stackplot(sigmas, weight, colors=colours(sources), edgecolor="white", linewidth=0.3)
+        if math.isfinite(sigma_switch):
+            below.axvline(sigma_switch, color="red", linewidth=1.2)
         below.set(xscale="log", xlim=(max(sigmas), min(sigmas)), ylim=(0, 1), yticks=[])
         below.tick_params(labelsize=6)
     return figure

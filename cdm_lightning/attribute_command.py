@@ -134,9 +134,14 @@ def _informative(compartments: Compartments, heldout: dict[str, Tensor], device:
     floor = compartments.public.calibration.floor
     images = {source: some.to(device) for source, some in heldout.items()}
     found = heldout_credits(compartments.composed("posterior"), floor, images) if images else None
+    without = [source for source in compartments if heldout and not len(heldout.get(source, ()))]
     if found is None:
-        return {"informative": None, "heldout": None}
-    return {"informative": found.credits.informative, "heldout": found.credits.scalars()}
+        return {"informative": None, "heldout": None, "without_heldout": without}
+    return {
+        "informative": found.credits.informative,
+        "heldout": found.credits.scalars(),
+        "without_heldout": without,
+    }
 
 
 def _write(config: Any, store: Store, report: dict[str, Any], pixels: Tensor, credits: list[Credit]) -> None:

@@ -98,6 +98,14 @@ def _settings(report: dict[str, Any]) -> str:
 
 
 def _trust(report: dict[str, Any]) -> str:
+    if len(report["sources"]) == 1:
+        return "there is one source, which is credited with everything"
+    if report["informative"] is None and report["without_heldout"]:
+        without = ", ".join(report["without_heldout"])
+        return (
+            f"informative: not known, as there are no held-out images of {without}; leave such sources out of "
+            "--sources, or hold out more of their images"
+        )
     if report["informative"] is None:
         return "informative: not known, for want of held-out images of every source (--root DIR)"
     nats, most = report["heldout"]["cross_entropy"], report["heldout"]["knowing_nothing"]

@@ -59,13 +59,18 @@ def verdict_line(row: dict[str, Any]) -> str:
 def canary_line(found: Mapping[str, Any]) -> str:
     """Return what canaries have shown of a private source, beside what is stated."""
     bound, form = found["epsilon_at_least"], found["closed_form"]
-    verdict = "; MORE than that, so something is wrong" if bound > form else ""
+    verdict = "; MORE than that, so something is wrong" if exceeded(found) else ""
     share = "" if form >= found["stated"] * (1 - 1e-6) else f", {form:.3g} of it for the closed form"
     return (
         f"{found['source']}: canaries show an epsilon of at least {bound:.2f} (95 %) for the closed form; stated is "
         f"{found['stated']:g} at delta {found['delta']:g}{share}{verdict} [{found['releases']} releases of "
         f"{found['images']} images, every second one with a canary]"
     )
+
+
+def exceeded(found: Mapping[str, Any]) -> bool:
+    """Return whether canaries have shown a larger epsilon than a closed form is said to have."""
+    return bool(found["epsilon_at_least"] > found["closed_form"])
 
 
 def settings_line(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,30 +100,36 @@ def _below(folder: Path) -> list[Path]:
 
 
 def check_not_given(option: str, place: str | None, given: Sequence[str]) -> None:
-    """Raise BadInput if a file that is to be written is one of those that are given, or of a given folder's images."""
+    """Raise BadInput if a file that is to be written is given, or an image, sheet or report of a given folder."""
     if place is None:
         return
     for path in map(Path, given):
-        files = {file.resolve() for file in (_below(path) if path.is_dir() else [path])}
+        files = {
+            file.resolve() for file in ([*_below(path), path / SHEET, path / CREDITS] if path.is_dir() else [path])
+        }
         if Path(place).resolve() in files:
             raise BadInput(f"{option} {place} is one of the files that are given, and would be lost: name another")
 
 
 def _in_tar(path: Path) -> Iterator[tuple[str, Load]]:
-    """Yield the images of a tar in its order; nothing is unpacked. Other members are passed over."""
-    images = 0
+    """Yield the images of a tar in its order; nothing is unpacked. Other members are passed over.
+
+    The second one of the same name is called `NAME (2)`.
+    """
+    found = Counter[str]()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                 if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                    images += 1
-                    yield f"{path}:{member.name}", partial(_load_bytes, file.read(), f"{path}:{member.name}")
+                    found[member.name] += 1
+                    name = f"{path}:{member.name}" + (f" ({found[member.name]})" if found[member.name] > 1 else "")
+                    yield name, partial(_load_bytes, file.read(), name)
     except DAMAGE as error:
         raise BadInput(
             f"{path} cannot be read ({str(error) or type(error).__name__}): expected a tar, not compressed"
         ) from error
-    if not images:
+    if not found:
         raise BadInput(f"{path} is a tar without {', '.join(SUFFIXES)} images: name images, or a tar of them")
 
 

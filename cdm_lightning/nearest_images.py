@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm_lightning.attribution import IMAGES
 from cdm_lightning.errors import BadInput
 from cdm_lightning.extractors import FeatureExtractor
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.images import spread
 from cdm_lightning.near_copies import nearest
+from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.store import Store
-from cdm_lightning.validate_command import place_of_images, shard_data
+from cdm_lightning.validate_command import place_of_images, shard_data, tell_other_images
 from datamodules import ShardDataModule
 from datamodules.names import HELDOUT, TRAIN
 
@@ -51,7 +51,8 @@ class Shards:
             return cls()  # they have been written again in another size
         if config.root is not None and not there:
             raise BadInput(f"--root, '{root}', has no shards of {', '.join(sources)}: give the folder of their shards")
-        return cls(root, data, {source: spread(data.images(source, HELDOUT)[1], IMAGES) for source in there})
+        tell_other_images(store, data, there, root)
+        return cls(root, data, {source: spread(data.images(source, HELDOUT)[1], HELDOUT_IMAGES) for source in there})
 
     def add_nearest(
         self, rows: list[dict[str, Any]], pixels: Tensor, k: int, extractor: FeatureExtractor | None

@@ -45,6 +45,7 @@ class Sampled:
         sigmas: noise level at the start of every step.
         weights: mean weight of every source there [source, step].
         courses: the weights of the images in the first row [image, source, step].
+        sigma_switch: where the network begins; inf if it is always there.
         n: images that weights and shares are of.
         shares: by source.
     """
@@ -53,6 +54,7 @@ class Sampled:
     sigmas: Sequence[float]
     weights: Tensor
     courses: Tensor
+    sigma_switch: float
     n: int
     shares: Mapping[str, Share]
 
@@ -67,7 +69,8 @@ class Findings:
         history: entries of the ledger, oldest first, of the sources that may be named.
         chain: what is wrong with the ledger's chain, None if it holds.
         sampled: images and credits.
-        credited: how held-out images are credited; None without them.
+        credited: how held-out images are credited; None where a source has none.
+        held_out: number of held-out images by source; empty where nobody knows where they are.
     """
 
     cards: Mapping[str, dict[str, Any]]
@@ -76,6 +79,7 @@ class Findings:
     chain: str | None
     sampled: Sampled
     credited: HeldOutCredits | None
+    held_out: Mapping[str, int]
 
 
 def cards_of(store: Store, sources: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -106,7 +110,7 @@ def sampled(compartments: Compartments, settings: Settings) -> Sampled:
     }
     shares = shares_of(composed, compartments, torch.cat(credits, dim=1))
     course = torch.cat(courses, dim=2).permute(2, 1, 0)
-    return Sampled(rows, sigmas, course.mean(0), course[: len(few)], settings.n, shares)
+    return Sampled(rows, sigmas, course.mean(0), course[: len(few)], composed.sigma_switch, settings.n, shares)
 
 
 def shares_of(composed: ComposedDenoiser, compartments: Compartments, credits: Tensor) -> dict[str, Share]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from cdm_lightning.audit_table import settings_line
+from cdm_lightning.audit_table import canary_line, exceeded, settings_line
 from cdm_lightning.page_elements import heading, paragraph, ranged, table
 
 MEANING = (
@@ -27,7 +27,13 @@ def audited(report: Mapping[str, Any] | None) -> list[str]:
     for row in report["rows"]:
         found = [paragraph(text.capitalize(), kind) for text, kind in verdicts(row["verdict"])]
         parts += [heading(f"Model: {row['name']}"), *found, _table(row["groups"]), _chances(row["verdict"])]
+    parts += [paragraph(said, kind) for said, kind in canaries(report)]
     return [*parts, paragraph(CLOSEST, "soft"), paragraph(settings_line(dict(report)), "soft")]
+
+
+def canaries(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what canaries have shown of private sources in words, each with its kind; nothing, if there were none."""
+    return [(canary_line(one) + ".", "bad" if exceeded(one) else "good") for one in report.get("canaries", [])]
 
 
 def verdicts(found: Mapping[str, Any]) -> list[tuple[str, str]]:

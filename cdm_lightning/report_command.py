@@ -24,6 +24,7 @@ from cdm_lightning.outputs import note_output
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
 from cdm_lightning.report import Findings, cards_of, credited, history, sampled
+from cdm_lightning.report_audit import audited
 from cdm_lightning.report_page import page
 from cdm_lightning.source_choice import add_source_options, chosen_sources
 from cdm_lightning.store import LEDGER, PUBLIC, Store
@@ -78,6 +79,7 @@ def write_page(config: Any) -> None:
         chain_of(store),
         sampled(compartments, settings),
         credited(compartments, settings, held_out),
+        {source: len(images) for source, images in held_out.items()},
     )
     facts = {"store": str(store.path)} | facts_of(store, compartments, settings, held_out)
     text = page(store.path.resolve().name, found, pictures_of(found, compartments), audit, facts)
@@ -116,14 +118,15 @@ def read_audit(path: Path, store: Store, sources: list[str]) -> dict[str, Any]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        audited, rows = report["compartments_sha256"], report["rows"]
+        hashes, rows = report["compartments_sha256"], report["rows"]
+        audited(report)  # all that the page shows of it is there
     except OSError as error:
         raise BadInput(
             f"--audit {path} cannot be read ({error.strerror}): give what `audit --json FILE` wrote"
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, StopIteration, RecursionError) as error:
         raise BadInput(f"--audit {path} is no report of `audit`: give what `audit --json FILE` wrote") from error
-    if audited != store.compartments_sha256(sources) or not rows:
+    if hashes != store.compartments_sha256(sources) or not rows:
         raise BadInput(
             f"--audit {path} is of other compartments than {', '.join(sources)} in {store.path} now: run `audit` again "
             "for the same sources"

@@ -1,5 +1,6 @@
 """The page of `report`: one HTML file without scripts, with its pictures inside, to read, print and keep."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -20,7 +21,7 @@ from cdm_lightning.page_elements import (
     table,
 )
 from cdm_lightning.report import Findings, Sampled
-from cdm_lightning.report_audit import audited, verdicts
+from cdm_lightning.report_audit import audited, canaries, verdicts
 from cdm_lightning.source_colours import colours
 
 EVENTS = {"added": "added", "refitted": "fitted again", "forgotten": "forgotten"}
@@ -35,10 +36,11 @@ CREDIT = (
     "line in a bar is the interval, the upright stroke the owner's share of all images. Credit says whose images a "
     "sample resembles, not that one was copied, and it is no price."
 )
-PATH = "Mean weight of every owner over the {n} samples, by noise level; at the red line the network begins."
+LINE = "; at the red line the network begins"
+PATH = "Mean weight of every owner over the {n} samples, by noise level{line}."
 COURSES = (
     "The samples of the first row above, and how the weights of the owners (in their colours) decide for each of them "
-    "from left to right, as noise is taken off (the noise level is below); at the red line the network begins."
+    "from left to right, as noise is taken off (the noise level is below){line}."
 )
 
 
@@ -59,17 +61,17 @@ def page(
         audit: the report of the `audit` command, checked.
         facts: what repeats the page, by name.
     """
-    made = findings.sampled
+    made, line = findings.sampled, LINE if math.isfinite(findings.sampled.sigma_switch) else ""
     together = "Samples of all owners together (composed), and of each alone, from the same noise in every column."
     parts = {
         "What it holds": [paragraph(COMPARTMENTS), holdings(findings), verified(findings.faults)],
         "What it makes": [figure(pictures["samples"], together)],
         "Shares": [paragraph(CREDIT.format(n=made.n)), shares(made)],
         "From noise to image": [
-            figure(pictures["courses"], COURSES),
-            figure(pictures["path"], PATH.format(n=made.n)),
+            figure(pictures["courses"], COURSES.format(line=line)),
+            figure(pictures["path"], PATH.format(n=made.n, line=line)),
         ],
-        "How far to trust the credits": trust(list(findings.cards), findings.credited, pictures),
+        "How far to trust the credits": trust(list(findings.cards), findings, pictures),
         "History": [history(findings.history, findings.chain)],
         "Audit": audited(audit),
         "To repeat this page": [definitions(facts)],
@@ -82,11 +84,14 @@ def page(
 def in_short(findings: Findings, audit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Return the findings in a few lines, each with its kind."""
     images, credited = sum(card["n"] for card in findings.cards.values()), findings.credited
-    lines = [(f"{len(findings.cards)} owners with {images:,} images.", ""), *_files(findings.faults)]
+    owners = "1 owner" if len(findings.cards) == 1 else f"{len(findings.cards)} owners"
+    lines = [(f"{owners} with {images:,} images.", ""), *_files(findings.faults)]
     if credited is not None:
-        lines.append((_informative(credited), "good" if credited.credits.informative else "bad"))
-    for row in [] if audit is None else audit["rows"]:
-        lines += [(f"Audit of {row['name']}: {text}", kind) for text, kind in verdicts(row["verdict"])]
+        lines.append(_informative(credited))
+    if audit is not None:
+        for row in audit["rows"]:
+            lines += [(f"Audit of {row['name']}: {text}", kind) for text, kind in verdicts(row["verdict"])]
+        lines += [(f"Audit of {text}", kind) for text, kind in canaries(audit)]
     if findings.history:
         last = findings.history[-1]
         lines.append((f"Last change: {last.source} {EVENTS.get(last.event, last.event)}, {last.date[:10]}.", ""))
@@ -150,20 +155,34 @@ def _credits(made: Sampled) -> dict[str, Interval]:
     return {source: share.credit for source, share in made.shares.items()}
 
 
-def _informative(found: HeldOutCredits) -> str:
+def _informative(found: HeldOutCredits) -> tuple[str, str]:
+    """Return whether the credits say anything, in words, with its kind."""
     credits = found.credits
+    if len(credits.images) == 1:
+        return "There is one owner, who is credited with everything.", ""
     said = "The credits say more than nothing" if credits.informative else "The credits say NO more than nothing"
-    return (
+    text = (
         f"{said}: of held-out images, whose owner is known, {credits.accuracy:.1%} are credited most to their own "
         f"({credits.cross_entropy:.3f} nats; knowing nothing is {credits.knowing_nothing:.3f})."
     )
+    return text, "good" if credits.informative else "bad"
 
 
-def trust(sources: Sequence[str], found: HeldOutCredits | None, pictures: Mapping[str, str]) -> list[str]:
+def unmeasured(sources: Sequence[str], held_out: Mapping[str, int]) -> str:
+    """Return why it is not known how held-out images are credited, in words."""
+    if not held_out:
+        return "Not measured: it takes held-out images of every owner (report --root DIR, of the shards)."
+    without = ", ".join(source for source in sources if not held_out.get(source))
+    return (
+        f"Not measured: there are no held-out images of {without}; leave such owners out of --sources, or hold out "
+        "more of their images."
+    )
+
+
+def trust(sources: Sequence[str], findings: Findings, pictures: Mapping[str, str]) -> list[str]:
     """Return how held-out images, whose owner is known, are credited."""
-    if found is None:
-        said = "Not measured: it takes held-out images of every owner (report --root DIR, of the shards)."
-        return [paragraph(said, "soft")]
+    if (found := findings.credited) is None:
+        return [paragraph(unmeasured(sources, findings.held_out), "soft")]
     credits = found.credits
     calibration = (
         f"The credit of the true owner is {credits.mean_credit:.3f} on average. Where the largest credit of an image "
@@ -177,7 +196,7 @@ def trust(sources: Sequence[str], found: HeldOutCredits | None, pictures: Mappin
         rows.append([name, f"{n:,}", right, f"{one.low:.1%} to {one.high:.1%}", f"{credits.matrix[place, place]:.3f}"])
     head = ["owner", "held-out images", "credited most to it", "interval of 95 %", "mean credit"]
     return [
-        paragraph(_informative(found), "good" if credits.informative else "bad"),
+        paragraph(*_informative(found)),
         paragraph(calibration),
         table(head, rows, numbers=(1, 2, 3, 4)),
         figure(pictures["matrix"], "Mean credit of held-out images: rows are true owners, columns credited ones."),

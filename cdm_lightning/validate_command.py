@@ -1,6 +1,7 @@
 """The command line of `validate`: a store, its held-out images, and the table of what is measured."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,16 +150,22 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
                 f"source '{source}' in '{root}' has images of size {image.size} with {image.channels} channels, but "
                 f"the store's are of size {size} with {channels}: give --root DIR, with the shards of its fit"
             )
+    tell_other_images(store, data, chosen, root)
+    images = {source: spread(data.images(source, HELDOUT)[1], HELDOUT_IMAGES) for source in chosen}
+    if not any(map(len, images.values())):
+        raise BadInput(f"'{root}' has no held-out images of {', '.join(sources)}: give --root DIR, with their shards")
+    return images
+
+
+def tell_other_images(store: Store, data: ShardDataModule, sources: Sequence[str], root: Path) -> None:
+    """Log which sources were not fitted on what the shards hold now: so held-out images may be no new ones."""
+    for source in sources:
         if learned_data(store, source) not in (None, data.data_sha256(source)):
             log.warning(
                 "source '%s' was fitted on other images than %s has: those held out there it may have been trained on",
                 source,
                 root,
             )
-    images = {source: spread(data.images(source, HELDOUT)[1], HELDOUT_IMAGES) for source in chosen}
-    if not any(map(len, images.values())):
-        raise BadInput(f"'{root}' has no held-out images of {', '.join(sources)}: give --root DIR, with their shards")
-    return images
 
 
 def table(found: dict[str, Any]) -> str:

@@ -220,6 +220,72 @@ def test_shards_that_were_written_again_in_another_size_are_left_alone(
     assert report["heldout"] is None
 
 
+def test_what_credits_are_worth_is_what_validate_says(
+    parts: Path, sampled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of many held-out images; and both say that these may have been trained on, as the shards are others."""
+    root = tmp_path / "root"
+    options = ["--from", "digits", "--out", str(root), "--split", "random:2", "--public-fraction", "0.4"]
+    assert main(["shards", *options, "--heldout-fraction", "0.5"]) == 0
+    where = ["--sources", "all", "--root", str(root), "--extractor", "none"]
+    found = attribute(parts, tmp_path, *where, "--nearest", "0", str(sampled / "00000.png"))
+    told = [f"source '{name}' was fitted on other images than {root} has" for name in ("part0", "part1")]
+    assert [text in caplog.text for text in told] == [True, True]
+    assert main(["validate", "--store", str(parts), *where, "--json", str(tmp_path / "validate.json")]) == 0
+    validated = json.loads((tmp_path / "validate.json").read_text())
+    assert min(validated["reference_images"].values()) > 64
+    for name in ("accuracy", "cross_entropy", "knowing_nothing", "calibration_error"):
+        assert found["heldout"][name] == pytest.approx(validated["attribution"][name], abs=1e-5)
+
+
+def test_why_it_is_not_known_what_credits_are_worth(
+    store: Path, sampled: Path, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(sampled / "00000.png")
+    keys = ShardDataModule(str(workplace / "shards")).used("digit1", "heldout")
+    (tmp_path / "excluded").write_text("\n".join(keys))
+    where = ["--root", str(workplace / "shards"), "--exclude", str(tmp_path / "excluded")]
+    report = attribute(store, tmp_path, "--sources", "all", *where, image)
+    assert (report["informative"], report["without_heldout"]) == (None, ["digit1"])
+    assert "there are no held-out images of digit1; leave such sources out of --sources" in capsys.readouterr().out
+    attribute(store, tmp_path, "--sources", "[digit1]", *where[:2], image)
+    assert "there is one source, which is credited with everything" in capsys.readouterr().out
+
+
+def test_members_of_a_tar_with_one_name_are_all_credited(store: Path, sampled: Path, tmp_path: Path) -> None:
+    tar, pictures = tmp_path / "some.tar", [(sampled / f"0000{k}.png").read_bytes() for k in range(3)]
+    with tarfile.open(tar, "w") as file:
+        for data in pictures:
+            member = tarfile.TarInfo("a.png")
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    found = attribute(store, tmp_path, "--sources", "all", str(tar))["images"]
+    assert [row["image"] for row in found] == [f"{tar}:a.png", f"{tar}:a.png (2)", f"{tar}:a.png (3)"]
+    alone = attribute(store, tmp_path, "--sources", "all", *(str(sampled / f"0000{k}.png") for k in range(3)))["images"]
+    assert [row["value"] for row in found] == [row["value"] for row in alone]
+
+
+@pytest.mark.parametrize("name", ["grid.png", "credits.json"])
+def test_what_sample_left_in_a_given_folder_is_not_written_over(
+    name: str, store: Path, sampled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(sampled, tmp_path / "folder"))
+    for option in ("--picture", "--json", "--csv"):
+        assert (
+            main(["attribute", "--store", str(store), "--sources", "all", option, str(folder / name), str(folder)]) == 2
+        )
+        assert f"{option} {folder / name} is one of the files that are given" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == (sampled / name).read_bytes()
+
+
+def test_sources_have_colours_of_their_own() -> None:
+    names = [f"part{k}" for k in range(60)]
+    found = colours(names)
+    assert len(set(found)) == 60
+    assert found[:20] == colours(names[:20])
+    assert all(max(later) < max(first) for first, later in zip(sorted(found[:20]), sorted(found[20:40]), strict=True))
+
+
 def test_bars_are_as_long_as_the_shares_in_the_colours_of_the_sources(store: Path, sampled: Path) -> None:
     images = torch.full((2, 1, 40, 40), 200, dtype=torch.uint8)
     nan = float("nan")

@@ -12,6 +12,7 @@ from cdm_lightning.cli import main
 from cdm_lightning.report_page import paragraph, table
 from cdm_lightning.store import LEDGER, Store
 from cdm_lightning.store_commands import details_data, listing_data
+from datamodules import ShardDataModule
 from tests.conftest import Fit
 
 SHORT = ("--n", "6", "--steps", "4")
@@ -171,14 +172,45 @@ def test_an_audit_is_shown_and_must_be_of_these_compartments(
     assert routed[1][0] == "composed"
     assert routed[1][routed[0].index("AUC")].startswith(f"{said:.2f}")
     assert len(page.tables) == 4 + len(json.loads(audit.read_text())["rows"])
+    good = json.loads(audit.read_text())
+    canary = {"source": "digit0", "epsilon_at_least": 12.0, "closed_form": 8.0, "stated": 8.0, "delta": 1e-4}
+    audit.write_text(json.dumps(good | {"canaries": [canary | {"releases": 40, "images": 20}]}))
+    text = written(store, tmp_path / "page.html", "--sources", "all", "--audit", str(audit)).text
+    assert text.count("stated is 8 at delta 0.0001; MORE than that, so something is wrong") == 2, "at the top too"
     capsys.readouterr()
     where = ["report", "--store", str(store), "--out", str(tmp_path / "other.html"), *SHORT]
+    for damage in ({"verdict": 3}, {"groups": {}}, {"groups": {"composed": {}}}):
+        audit.write_text(json.dumps(good | {"rows": [good["rows"][0] | damage]}))
+        assert main([*where, "--sources", "all", "--audit", str(audit)]) == 2
+        assert "is no report of `audit`" in capsys.readouterr().err
+    audit.write_text(json.dumps(good))
     assert main([*where, "--sources", "[digit0]", "--audit", str(audit)]) == 2
     assert "is of other compartments than digit0" in capsys.readouterr().err
     audit.write_text("[]")
     assert main([*where, "--sources", "all", "--audit", str(audit)]) == 2
     assert "is no report of `audit`" in capsys.readouterr().err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_one_owner_is_credited_with_everything(whole: tuple[Path, Page], tmp_path: Path) -> None:
+    text = written(whole[0], tmp_path / "page.html", "--sources", "[digit2]").text
+    assert "1 owner with" in text
+    assert text.count("There is one owner, who is credited with everything.") == 2
+    assert "NO more than nothing" not in text
+
+
+def test_owners_without_held_out_images_are_named(whole: tuple[Path, Page], workplace: Path, tmp_path: Path) -> None:
+    keys = ShardDataModule(str(workplace / "shards")).used("digit1", "heldout")
+    (tmp_path / "excluded").write_text("\n".join(keys))
+    where = ["--root", str(workplace / "shards"), "--exclude", str(tmp_path / "excluded")]
+    text = written(whole[0], tmp_path / "page.html", "--sources", "all", *where).text
+    assert "Not measured: there are no held-out images of digit1; leave such owners out" in text
+
+
+def test_without_a_switch_no_line_is_spoken_of(workplace: Path, fit: Fit, tmp_path: Path) -> None:
+    options = ("--model.sigma_switch", "inf", "--model.backbone_steps", "2")
+    assert fit(tmp_path / "store", "[digit0, digit1]", *options) == 0
+    assert "red line" not in written(tmp_path / "store", tmp_path / "page.html", "--sources", "all").text
 
 
 def test_what_is_no_html_is_shown_as_it_is() -> None:
