@@ -22,7 +22,7 @@ from cdm_lightning.private_runs import MARK, RECORD
 from cdm_lightning.releases import RELEASES, Cost, Spent, note_release, released
 from cdm_lightning.report import cards_of
 from cdm_lightning.seeding import generator
-from cdm_lightning.store import COMPARTMENT, Store
+from cdm_lightning.store import COMPARTMENT, CONFIG, Store
 from cdm_lightning.store_commands import listing, listing_data
 from cdm_lightning.tensor_files import unpack
 from cdm_lightning.verify_forgotten import comparison, fitted_again
@@ -311,9 +311,13 @@ def test_nor_while_an_image_of_it_is_being_forgotten(
 def test_nor_by_the_recipe_of_the_plain_fit_that_it_has_replaced(
     private: Path, plain: Path, fit: Fit, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Which `store add` takes away; an earlier version left it there."""
     assert fit(plain, "[digit4]") == 0
-    home = private / "compartments" / "digit4"
+    home, recipe = private / "compartments" / "digit4", plain / "runs" / "sources" / "digit4" / CONFIG
+    of_the_plain_fit = recipe.read_text()
     assert main(["store", "add", "--store", str(plain), str(home), "--replace"]) == 0
+    assert not recipe.exists()
+    recipe.write_text(of_the_plain_fit)
     before = published(plain)
     capsys.readouterr()
     forget = ["forget", "--store", str(plain), "--sample", training_keys(workplace)[0], "--root"]
