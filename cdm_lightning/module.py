@@ -1,6 +1,5 @@
 """The LightningModule: a backbone, the prompts by source, and the training of one of them at a time. Wiring only."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from cdm_lightning.errors import BadInput
 from cdm_lightning.gaussians import MOST_CLUSTERS
 from cdm_lightning.images import from_uint8
 from cdm_lightning.loss import denoising_loss, draw_sigma
+from cdm_lightning.module_checks import check_backbone_steps, check_counts, check_rates, check_shares, check_switch
 from cdm_lightning.optimizers import OptimizerName, optimizer_for
 from cdm_lightning.phase import Phase
 from cdm_lightning.private_gradient import Losses, PrivateSteps, summed_gradient
@@ -100,11 +100,11 @@ class CompartmentalizedDiffusion(LightningModule):
     ) -> None:
         super().__init__()
         sigma_switch = float(sigma_switch)
-        _check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
-        _check_counts(tokens=tokens, lora_rank=lora_rank, rank=rank, clusters=clusters)
-        _check_shares(label_dropout=label_dropout, ema_decay=ema_decay)
-        _check_rates(learning_rate=learning_rate, prompt_learning_rate=prompt_learning_rate)
-        _check_switch(sigma_switch)
+        check_backbone_steps(backbone_steps, finished=guide == "none" and backbone.weights is not None)
+        check_counts(tokens=tokens, lora_rank=lora_rank, rank=rank, clusters=clusters)
+        check_shares(label_dropout=label_dropout, ema_decay=ema_decay)
+        check_rates(learning_rate=learning_rate, prompt_learning_rate=prompt_learning_rate)
+        check_switch(sigma_switch)
         if compartment == "head":
             head_of(backbone)
         if strategy == "draft" and guide != "closed_form":
@@ -329,37 +329,3 @@ class CompartmentalizedDiffusion(LightningModule):
         if self.phase.kind == "source":
             own = self.state_dict()
             checkpoint["state_dict"] |= {key: own[key] for key in own if key.startswith(FROZEN)}
-
-
-def _check_backbone_steps(steps: int, finished: bool) -> None:
-    """Raise BadInput if a backbone that is not finished would not be trained; a guided one has to learn its guide."""
-    if steps < (0 if finished else 1):
-        unless = "at least 1, or 0 with model.guide none and model.backbone.init_args.weights"
-        raise BadInput(f"model.backbone_steps is {steps}; expected {unless}")
-
-
-def _check_counts(**counts: int) -> None:
-    """Raise BadInput that names the first setting below 1."""
-    for key, value in counts.items():
-        if value < 1:
-            raise BadInput(f"model.{key} is {value}; expected at least 1")
-
-
-def _check_shares(**shares: float) -> None:
-    """Raise BadInput that names the first setting outside [0, 1)."""
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise BadInput(f"model.{key} is {value}; expected at least 0 and below 1")
-
-
-def _check_rates(**rates: float | None) -> None:
-    """Raise BadInput that names the first learning rate that is given and is none."""
-    for key, value in rates.items():
-        if value is not None and not 0 < value < math.inf:
-            raise BadInput(f"model.{key} is {value}; expected a number above 0")
-
-
-def _check_switch(sigma: float) -> None:
-    """Raise BadInput unless it is a noise level, or inf."""
-    if not sigma > SIGMA_MIN:
-        raise BadInput(f"model.sigma_switch is {sigma}; expected a noise level above {SIGMA_MIN}, or inf")

@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "recipe",
         "ranks",
     ),
-    ("module",),
+    ("module", "module_checks"),
     (
         "generation",
         "image_folder",
