@@ -14,6 +14,7 @@ from cdm_lightning.attribution import (
     calibration_error,
     credits_of,
     cross_entropy,
+    images_credited,
     is_informative,
     judge,
     mean_credit,
@@ -170,3 +171,7 @@ def test_weights_at_a_level_are_the_composed_weights_of_noised_images() -> None:
     noise = torch.randn(x_0.shape, generator=generator(0, "weights", "0.3"))
     expected = mixed.weights(x_0 + 0.3 * noise, torch.full((6,), 0.3))
     torch.testing.assert_close(first, expected, rtol=0, atol=0)
+
+
+def test_many_sources_have_twelve_images_each() -> None:
+    assert [images_credited(n) for n in (1, 2, 5, 10, 11, 100)] == [64, 60, 24, 12, 12, 12]

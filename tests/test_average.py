@@ -89,3 +89,10 @@ def test_what_cannot_be_averaged_is_told() -> None:
     assert of(lora, lora, ("dog", "cat"), ("dog",)) == one_by_one
     other_sizes = "the prompts of the sources 'a' and 'b' are of different sizes"
     assert of(made("tokens", 1), Tokens(network(), 3, 0, torch.Generator())) == other_sizes
+
+
+def test_as_many_classes_of_other_names_are_not_averaged() -> None:
+    lora = made("lora", 1)
+    assert of(lora, lora, ("cat", "dog"), ("cat", "cow")) == (
+        "classes are averaged one by one, but source 'a' has cat, dog and source 'b' has cat, cow"
+    )

@@ -14,7 +14,7 @@ from cdm_lightning.compartment import Compartment
 from cdm_lightning.compartments import Compartments
 from cdm_lightning.composition import ComposedDenoiser
 from cdm_lightning.contenders import backbone_alone
-from cdm_lightning.credit_methods import CreditSettings, credit, positive_shares, shares
+from cdm_lightning.credit_methods import CreditSettings, _posterior, _sampled, credit, positive_shares, shares
 from cdm_lightning.denoiser import EDM, SIGMA_MAX
 from cdm_lightning.drafts import DraftError
 from cdm_lightning.errors import BadInput
@@ -22,7 +22,7 @@ from cdm_lightning.evidence import Calibration
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.public import Public
 from cdm_lightning.seeding import generator
-from cdm_lightning.shapley import coalitions, leave_one_out, shapley_values
+from cdm_lightning.shapley import coalitions, leave_one_out, sampled_shapley_values, shapley_values
 from tests.conv_backbone import ConvNet
 
 SHAPE = (1, 2, 3)
@@ -243,3 +243,31 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(BadInput, match=said):
             CreditSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_the_error_of_a_posterior_is_that_of_its_mean_log_density() -> None:
+    """Oracle: the slope of the logistic function at one half, times the standard error of the mean."""
+    apart = 0.01 * torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_density = torch.stack([apart, torch.zeros_like(apart)], 1)
+    found = _posterior(log_density, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(found.standard_error[0], 0.25 * apart.std(0) / 4, rtol=1e-3, atol=0)
+
+
+def test_a_source_that_adds_nothing_has_a_share_of_zero() -> None:
+    assert shares(torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0]])).nan_to_num(-1).tolist() == [
+        [0.75, -1],
+        [0.25, -1],
+        [0, -1],
+    ]
+
+
+def test_sampled_values_are_of_the_mean_game_with_the_permutations_asked_for() -> None:
+    table = torch.randn(16, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def game(members: Tensor) -> Tensor:
+        return table[(members.long() * 2 ** torch.arange(4)).sum(1)]
+
+    value, error = _sampled(game, 4, CreditSettings("shapley", permutations=40))
+    expected = sampled_shapley_values(lambda members: game(members).mean(1), 4, 20, generator(0, "permutations"))
+    torch.testing.assert_close(value.mean(1), expected.value)
+    torch.testing.assert_close(error, expected.standard_error)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -355,3 +355,46 @@ def test_a_class_that_no_source_has_is_refused() -> None:
         compartments.under("dgo")
     with pytest.raises(BadInput, match="there are none: fit with model.class_labels true"):
         opened().under("dog")
+
+
+def test_credits_are_tempered_up_to_the_higher_switch() -> None:
+    for own, expected in ((0.25, SWITCH), (3.0, 3.0)):
+        credited = opened(sources=["none", "plain"], switch=own).credited()
+        assert credited.sigma_switch == expected
+        assert {one.sigma_switch for one in credited.evidence.values()} == {expected}
+
+
+@torch.inference_mode()
+def test_the_union_of_mixed_sources_of_which_nothing_is_merged_is_their_mixture() -> None:
+    compartments = opened(sources=["none", "plain"])
+    parts = {
+        name: replace(whole(n, seed), public_mix=mix)
+        for name, n, seed, mix in (("none", 25, 1, 0.6), ("plain", 200, 3, 0.0))
+    }
+    mixed = compartments.with_sources(parts)
+    x, sigma = torch.randn(6, *SHAPE, generator=generator(1)), torch.full((6,), 0.7)
+    torch.testing.assert_close(
+        mixed.union.log_density(x, sigma), mixed.mixture.log_density(x, sigma), rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(mixed.union.denoise(x, sigma), mixed.mixture.denoise(x, sigma), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_error_of_the_union_between_sources_is_the_root_mean_square() -> None:
+    """Oracle: by hand; images half-way, so that both sources have a share."""
+    compartments = opened(sources=["none", "plain"])
+    same = closed_form(1)
+    moved = replace(same, mean=same.mean + 0.01)
+    compartments.compartments["none"] = replace(whole(25, 1), fine=same, closed_form=closed_form_of(same, 25, public()))
+    compartments.compartments["plain"] = replace(
+        whole(100, 1), fine=moved, closed_form=closed_form_of(moved, 100, public())
+    )
+    parts = list(compartments.compartments.values())
+    x, level = torch.randn(3, *SHAPE, generator=generator(1)), torch.full((3,), 0.9)
+    joint = torch.stack([math.log(part.n) + part.closed_form.log_density(x, level) for part in parts])
+    share = joint.softmax(0)
+    assert int(((share[0] > 0.1) & (share[0] < 0.9)).sum()) >= 2
+    errors = torch.stack([compartments.public.error.at(level, torch.full((3,), n)) for n in (25.0, 100.0)])
+    expected = (share * errors.square()).sum(0).sqrt()
+    log_joint, _ = compartments.union.explain(x, level)
+    torch.testing.assert_close(compartments._error_of_union(log_joint, level), expected, rtol=1e-4, atol=1e-6)

@@ -581,3 +581,21 @@ def test_routed_draws_at_the_switch_in_single_precision_too(switch: float) -> No
     trajectory = plane("routed", sigma_switch=switch).start(0, range(4))
     trajectory.on_step(torch.zeros(4, *SHAPE), torch.full((4,), switch))
     assert trajectory.drawn is not None
+
+
+def test_a_weight_that_is_no_number_shows() -> None:
+    composed = compose(data_sets())
+    x, sigma = around(data_sets(), 0.5)
+    weights = composed.weights(x, sigma)
+    expected = composed.mixed(x, sigma, weights)
+    weights[1, 2] = math.nan
+    found = composed.mixed(x, sigma, weights)
+    assert found[2].isnan().all()
+    others = torch.arange(len(x)) != 2
+    torch.testing.assert_close(found[others], expected[others], rtol=0, atol=0)
+
+
+def test_one_source_alone_keeps_the_switch() -> None:
+    composed = compose(data_sets())
+    composed.sigma_switch = 3.5
+    assert composed.alone("b").sigma_switch == 3.5

@@ -383,3 +383,9 @@ def test_all_folders_of_a_class_are_measured_on() -> None:
     one_of_each = tuple(f"{'abcdefghijkl'[k % 12]}-x-{k}" for k in range(240))
     many = PseudoSources(images[:240], one_of_each, torch.zeros(240, dtype=torch.long), folds_of(one_of_each))
     assert len({one_of_each[int(row)][0] for row in many.inside_fold(0, 0, 12).flatten()}) == 12
+
+
+def test_sizes_are_all_different() -> None:
+    group, fold = torch.tensor([0] * 100 + [1] * 30), torch.tensor([0] * 100 + [1] * 30)
+    pseudo = PseudoSources(torch.zeros(130, 1, 2, 2), tuple(f"k{k}" for k in range(130)), group, fold)
+    assert pseudo.sizes() == [20, 100]

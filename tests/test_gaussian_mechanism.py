@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import log_ndtr
 
 from cdm_lightning.errors import BadInput
-from cdm_lightning.gaussian_mechanism import composed, delta_of, epsilon_of, mu_of
+from cdm_lightning.gaussian_mechanism import _log_above, composed, delta_of, epsilon_of, mu_of
 
 BUDGETS = [(0.1, 1e-5), (1.0, 1e-5), (1.0, 1e-9), (5.0, 1e-3), (8.0, 1e-5), (10.0, 1e-6), (40.0, 1e-6)]
 
@@ -99,3 +100,8 @@ def test_no_release_costs_nothing() -> None:
 def test_what_is_no_budget_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(BadInput, match=r"privacy\.(epsilon|delta) is"):
         mu_of(epsilon, delta)
+
+
+def test_the_tail_is_scipys() -> None:
+    for x in (-3.0, 5.0, 29.9, 30.0, 35.0, 60.0, 1000.0):
+        assert _log_above(x) == pytest.approx(float(log_ndtr(-x)), rel=0, abs=1e-5)

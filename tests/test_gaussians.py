@@ -414,3 +414,14 @@ def test_a_draw_is_the_end_of_the_flow_from_the_same_noise() -> None:
     sigmas = karras_sigmas(600, 0.5, 3000.0)[:-1]
     drawn = single.draw(noise, torch.zeros(6, dtype=torch.long), 0.5)
     torch.testing.assert_close(drawn, sample(single.denoise, noise, sigmas), rtol=0, atol=3e-3)
+
+
+def test_a_rank_above_the_dimension_is_every_direction() -> None:
+    flat = (
+        torch.randn(50, 4, generator=generator(0), dtype=torch.float64)
+        @ torch.randn(4, 4, generator=generator(1)).double()
+    )
+    form = Gaussians.fit(flat.reshape(50, 1, 2, 2), seed=0, rank=64, clusters=1)
+    law = MultivariateNormal(flat.mean(0), torch.cov(flat.T, correction=0) + 0.09 * torch.eye(4).double())
+    sigma = torch.full((50,), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(form.log_density(flat.reshape(50, 1, 2, 2), sigma), law.log_prob(flat))

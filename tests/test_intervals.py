@@ -9,7 +9,14 @@ from scipy.stats import binomtest, norm, sem
 from torch import Tensor
 
 from cdm_lightning.feature_sums import FeatureSums
-from cdm_lightning.intervals import HalfSamples, mean_interval, ratio_interval, score_interval, share_interval
+from cdm_lightning.intervals import (
+    HalfSamples,
+    exact_upper,
+    mean_interval,
+    ratio_interval,
+    score_interval,
+    share_interval,
+)
 from cdm_lightning.metrics import frechet_distance
 from cdm_lightning.resampled_scores import frechet_of_features, frechet_replicates, kid_replicates
 from tests.test_metrics import normal
@@ -149,3 +156,7 @@ def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
     expected = norm.interval(0.95, loc=np.mean(values.numpy()), scale=sem(values.numpy()))
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-6)
     assert found.value == pytest.approx(float(values.mean()))
+
+
+def test_all_of_n_have_the_upper_end_one() -> None:
+    assert exact_upper(7, 7, 0.05) == 1.0

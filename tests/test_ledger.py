@@ -135,3 +135,22 @@ def test_an_append_waits_for_the_lock(path: Path) -> None:
     writer.join(timeout=60)
     assert ledger.read(path)[-1].source == "c"
     ledger.verify(path)
+
+
+def test_a_last_line_that_was_written_in_another_way_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, "added", "a", None, "1" * 64)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values, sort_keys=True, separators=(",", ":")) + "\n")
+    with pytest.raises(StoreError, match="line 1: the line was changed"):
+        ledger.verify(path)
+
+
+def test_nothing_is_left_of_a_cut_line_that_was_longer_than_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, "added", "a", None, "1" * 64)
+    with path.open("ab") as file:
+        file.write(b"x" * 2000)
+    ledger.append(path, "forgotten", "a", "1" * 64, None)
+    ledger.verify(path)
+    assert [entry.event for entry in ledger.read(path)] == ["added", "forgotten"]

@@ -175,3 +175,16 @@ def test_densities_are_those_of_the_mixture() -> None:
     together = forms[0].mixed_with(forms[1], 0.25).log_density(x_0, torch.full((10,), 0.5))
     assert found["log density at 0.5"].tolist() == pytest.approx(together.tolist(), rel=1e-4)
     assert density_statistics([], [], x_0) == {}
+
+
+def test_a_threshold_does_not_know_the_images_that_it_is_judged_on() -> None:
+    """Of 51 images of one law the last one is above the 50 others once in 51 times; a threshold of theirs never."""
+
+    def numbers(n: int, seed: int) -> torch.Tensor:
+        return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    alarms = [
+        attack({"one": numbers(8, 2 * k)}, {"one": numbers(100, 2 * k + 1)}, k).false_positives.value
+        for k in range(300)
+    ]
+    assert sum(alarms) / 300 == pytest.approx(1 / 51, abs=0.006)

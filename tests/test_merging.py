@@ -1,6 +1,7 @@
 """Closed forms add up. Oracles: the fit of all images at once, dense covariances, sums of densities."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from cdm_lightning.gaussians import Gaussians, Strength
 from cdm_lightning.merging import groups_for, groups_of, images_behind, images_in, merged, union_of
+from tests.test_gaussians import mixture
 
 SHAPE = (1, 3, 4)
 DIMENSION = 12
@@ -129,3 +131,12 @@ def test_groups_are_a_function_of_the_clusters() -> None:
     first = groups_of(fine, 4)
     assert int(first.max()) == 3
     assert all(torch.equal(groups_of(fine, 4), first) for _ in range(5))
+
+
+def test_clusters_of_many_images_keep_groups_of_their_own() -> None:
+    """By hand: {0, 1}, {2.5} loses 0.5 if all weigh the same; by their shares {0}, {1, 2.5} loses the least."""
+    mean = torch.tensor([0.0, 1.0, 2.5], dtype=torch.float64)[:, None].expand(-1, 12).contiguous() / 12**0.5
+    form = mixture(0)
+    fine = replace(form, mean=mean, log_share=torch.tensor([0.49, 0.49, 0.02], dtype=torch.float64).log())
+    first, second, third = groups_of(fine, 2).tolist()
+    assert first != second == third

@@ -1,5 +1,6 @@
 """Evidence of the denoising error, and along a path. Oracle: Gaussian sources, of which all is known exactly."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -154,3 +155,9 @@ def test_a_path_starts_at_its_start_and_one_step_is_a_normal_law() -> None:
     constant = torch.distributions.Normal(0.0, 0.75**0.5).log_prob(torch.tensor(0.0)) * 6
     assert torch.equal(found[0], start)
     torch.testing.assert_close(found[1], start + step - constant, rtol=1e-6, atol=1e-6)
+
+
+def test_no_network_is_asked_above_the_levels_that_it_was_trained_on() -> None:
+    x, level = noised(TRUE, 0.3)
+    endless, high = (NetworkEvidence(TRUE.denoise, FORM, top).log_density(x, level) for top in (math.inf, 80.0))
+    torch.testing.assert_close(endless, high, rtol=0, atol=0)

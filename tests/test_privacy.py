@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
 from cdm_lightning.packing import open_compartments, unpack_backbone
 from cdm_lightning.privacy import Privacy, together
 from cdm_lightning.private_runs import MARK, RECORD
-from cdm_lightning.releases import RELEASES, Cost, Spent, note_release, released
+from cdm_lightning.releases import RELEASES, Cost, Spent, cost_of, note_release, released
 from cdm_lightning.report import cards_of
 from cdm_lightning.seeding import generator
 from cdm_lightning.store import COMPARTMENT, CONFIG, Store
@@ -438,3 +439,12 @@ def test_releases_are_kept_by_source_and_damage_is_told(tmp_path: Path) -> None:
         file.write('{"source": "a", "mu": -1}\n')
     with pytest.raises(StoreError, match="line 5"):
         released(tmp_path, "a")
+
+
+def test_the_slack_of_a_card_from_elsewhere_counts(tmp_path: Path) -> None:
+    own = card("a", 8.0, 1e-4)
+    own = replace(own, settings=own.settings | {"slack": 2e-6})
+    assert own.slack == 2e-6
+    assert cost_of(tmp_path, own) == Cost(8.0, 1e-4, 2e-6)
+    note_release(tmp_path, "a", 0.1, 5e-6)
+    assert cost_of(tmp_path, own) == Cost(8.0, 1e-4, 5e-6)

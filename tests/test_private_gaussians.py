@@ -9,12 +9,14 @@ from torch import Tensor
 from cdm_lightning import private_gaussians
 from cdm_lightning.gaussian_mechanism import composed
 from cdm_lightning.gaussians import Gaussians
-from cdm_lightning.private_gaussians import Frame, fit_private, release
+from cdm_lightning.private_gaussians import Frame, Released, fit_private, release
 from cdm_lightning.released_statistics import (
     MOMENTS_SENSITIVITY,
     SUMS_SENSITIVITY,
     Cells,
+    Moments,
     Noise,
+    Sums,
     moments_of,
     release_moments,
     release_sums,
@@ -198,3 +200,11 @@ def test_a_pixel_that_is_the_same_in_all_of_public_does_no_harm() -> None:
     assert float(constant.within.diagonal().min()) < 1e-12, "or this shows nothing"
     form, _ = fit_private(own, constant, mu=2.0, noise=ordinary(0), rank=6, clusters=2)
     assert all(bool(tensor.isfinite().all()) for tensor in form.tensors().values())
+
+
+def test_numbers_of_images_are_weighed_by_their_variances() -> None:
+    """Oracle: by hand. A sum of four counts of deviation 10 has the variance 400, a single count of 10 100."""
+    zero = torch.zeros(1)
+    sums = Sums(torch.tensor([100.0]), zero, 10.0, 1.0)
+    moments = Moments(torch.tensor([50.0] * 4), zero, 10.0, 1.0, zero, zero, 1.0, 1.0)
+    assert Released((sums,), Cells(zero, 1.0), moments).n == 120  # (4 * 100 + 200) / 5

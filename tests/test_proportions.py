@@ -99,3 +99,13 @@ def test_the_most_likely_proportions_undo_the_rates() -> None:
 def test_a_source_that_is_never_named_has_no_share() -> None:
     found = most_likely_proportions(torch.tensor([10.0, 0.0]).double(), torch.eye(2).double() * 0.98 + 0.01)
     assert found.tolist() == pytest.approx([1, 0], abs=1e-3)
+
+
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = {name: torch.randn(200, 3, generator=g) + centre for name, centre in (("a", -0.5), ("b", 0.5))}
+    unit = torch.tensor([1.0, 1e-4, 1e4])
+    one = SourceJudge.fit(x, x)
+    other = SourceJudge.fit({k: v * unit for k, v in x.items()}, {k: v * unit for k, v in x.items()})
+    torch.testing.assert_close(one.confusion, other.confusion)
+    assert torch.equal(one.named(x["a"]), other.named(x["a"] * unit))

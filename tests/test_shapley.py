@@ -167,3 +167,30 @@ def test_what_cannot_be_computed_is_refused() -> None:
         shapley_values(tabled(value), 13)
     with pytest.raises(ValueError, match="at least 2 pairs of permutations, not 1"):
         sampled_shapley_values(tabled(value), 1, 1, torch.Generator())
+
+
+def test_a_pair_of_orders_is_exact_for_games_of_two() -> None:
+    """Of two players each comes before the other in one of the two orders, so what they make together is halved."""
+    together = torch.rand(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def game(members: Tensor) -> Tensor:
+        s = members.double()
+        return torch.einsum("ci,ij,cj->c", s, together, s)
+
+    found = sampled_shapley_values(game, 6, 3, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.value, (together + together.T).sum(1) / 2)
+    torch.testing.assert_close(found.value, shapley_values(game, 6))
+    assert float(found.standard_error.max()) < 1e-12
+
+
+def test_the_standard_error_is_that_of_a_mean_of_pairs() -> None:
+    """Oracle: over many draws, the mean square of the error is that of the values themselves."""
+
+    def game(members: Tensor) -> Tensor:
+        return (members.sum(1) >= 2).double() * members[:, 0].double() * (1 - 0.5 * members[:, 1].double())
+
+    true, g = shapley_values(game, 4), torch.Generator().manual_seed(0)
+    runs = [sampled_shapley_values(game, 4, 2, g) for _ in range(2000)]
+    spread = torch.stack([one.value - true for one in runs]).square().mean(0)
+    said = torch.stack([one.standard_error for one in runs]).square().mean(0)
+    torch.testing.assert_close(said, spread, rtol=0.15, atol=1e-6)

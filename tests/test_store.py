@@ -493,3 +493,35 @@ def test_whoever_stops_reading_the_output_sees_no_traceback(tmp_path: Path) -> N
         said = process.stderr.read()
     assert said == b""
     assert process.returncode == 1
+
+
+def one_stored(folder: Path) -> Store:
+    """Return a store of one source."""
+    store = new_store(folder / "store")
+    add(store, "a", 1.0)
+    return store
+
+
+def test_a_card_that_is_not_of_these_tensors_is_refused_when_they_are_read(tmp_path: Path) -> None:
+    store = one_stored(tmp_path)
+    (store.folder("a") / "card.json").write_text(card(store, "a", n=31).to_json())
+    with pytest.raises(StoreError, match="a card and tensors that do not belong together"):
+        store.read_compartment("a")
+
+
+def test_a_removal_that_was_cut_is_entered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = one_stored(tmp_path)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove_compartment("a")
+    again = Store.open(store.path)
+    assert [entry.event for entry in ledger.read(store.path / "ledger.jsonl") if entry.source == "a"] == [
+        "added",
+        "forgotten",
+    ]
+    assert [path.name for path in (again.path / "compartments").iterdir()] == []

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 
 from cdm_lightning import subsampled_gaussian
 from cdm_lightning.errors import BadInput
-from cdm_lightning.gaussian_mechanism import composed, epsilon_of, mu_of
+from cdm_lightning.gaussian_mechanism import composed, delta_of, epsilon_of, mu_of
 from cdm_lightning.subsampled_gaussian import (
     bounded,
     check_accountants,
@@ -115,3 +116,43 @@ def test_without_opacus_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(BadInput, match=r"needs the package opacus: install it with pip install 'cdm-lightning\[dp\]'"):
         check_accountants()
+
+
+STEP = 4.0 / 4000  # of the grid of `bounded`
+Delta = Callable[[float], float]
+
+
+def is_bounded(patch: pytest.MonkeyPatch, mu: float, slack: float, delta: Delta) -> bool:
+    """Return what `bounded` says of an accountant that finds delta(epsilon), on a grid much finer than its errors."""
+    loss, coarse = np.linspace(-0.5, 4.0, 450_001), np.linspace(-0.5, 4.0, 9001)
+    curve = np.interp(loss, coarse, [delta(float(epsilon)) for epsilon in coarse])
+    patch.setattr(subsampled_gaussian, "privacy_curve", lambda *_: (loss, curve))
+    return subsampled_gaussian.bounded(0.1, 1.0, 10, mu, slack)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.005, False), (0.01 + 0.4 * STEP, False), (0.01 + 1.5 * STEP, True)])
+def test_the_error_of_the_composition_and_the_grid_are_on_the_safe_side(
+    shift: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The true delta(epsilon) may be what stands 0.01 before, and between two places of the grid that of the first."""
+    slack = 1e-12
+
+    def delta(epsilon: float) -> float:
+        return slack + (1 - slack) * delta_of(max(epsilon + shift, 0.0), 1.0) if epsilon < 3.9 else 0.5 * slack
+
+    assert is_bounded(monkeypatch, 1.0, slack, delta) == expected
+
+
+@pytest.mark.parametrize(("below", "expected"), [(0.0005, False), (0.0015, True)])
+def test_the_error_of_delta_is_added(below: float, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_bounded(monkeypatch, 1.0, 1e-2, lambda epsilon: 1e-2 * (1 - below)) == expected
+
+
+@pytest.mark.parametrize(("part", "expected"), [(0.5, False), (1.2, True)])
+def test_what_gives_all_away_does_not_count_twice(part: float, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    slack = 0.3
+
+    def delta(epsilon: float) -> float:
+        return slack + (1 - part * slack) * delta_of(max(epsilon + 0.02, 0.0), 1.0) if epsilon < 1.5 else 0.5 * slack
+
+    assert is_bounded(monkeypatch, 1.0, slack, delta) == expected

@@ -14,7 +14,7 @@ from cdm_lightning.store import Store
 from cdm_lightning.verification import faults
 from tests.faults import Fault, failing_at, operations_of
 from tests.test_forget import forget, tree
-from tests.test_store import add, card, new_store
+from tests.test_store import add, card, new_store, one_stored
 
 
 @pytest.fixture
@@ -135,3 +135,27 @@ def test_it_verifies_wherever_a_command_was_cut(action: str, mine: Store, tmp_pa
         assert tree(cut.path, "ledger") == tree(whole.path, "ledger")
         assert faults(cut) == []
         ledger.verify(cut.path / "ledger.jsonl")
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "runs"])
+def test_a_link_in_place_of_a_file_of_the_store_is_found(name: str, tmp_path: Path) -> None:
+    store = one_stored(tmp_path)
+    store.runs.mkdir(exist_ok=True)
+    (store.path / name).rename(tmp_path / "elsewhere")
+    (store.path / name).symlink_to(tmp_path / "elsewhere")
+    assert faults(store) == [f"{store.path / name} does not belong to the store"]
+
+
+def test_a_link_in_place_of_a_file_of_a_compartment_is_found(tmp_path: Path) -> None:
+    store = one_stored(tmp_path)
+    path = store.folder("a") / "card.json"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert faults(store) == [f"{path} does not belong to the store"]
+
+
+@pytest.mark.parametrize("name", ["ledger.lock", "compartments.lock"])
+def test_what_is_hidden_in_a_lock_is_found(name: str, tmp_path: Path) -> None:
+    store = one_stored(tmp_path)
+    (store.path / name).write_text("a picture")
+    assert faults(store) == [f"{store.path / name} should be empty"]
