@@ -17,7 +17,9 @@ from benchmarks.datamodeling import (
     total_with_interval,
 )
 from cdm_lightning.coalitions import DensityGame
+from cdm_lightning.credit_methods import CreditSettings, Method, credit, game_of
 from cdm_lightning.shapley import coalitions, shapley_values
+from tests.test_compartments import SHAPE, opened
 
 MEMBERS = coalitions(5)[1:]
 
@@ -133,3 +135,18 @@ def test_a_truth_of_six_coalitions_is_scored_on_these_alone() -> None:
     assert agreement(six, Known.of_all(worth), 0) == {name: pytest.approx([1.0] * 3) for name in ("each", "together")}
     worth[place] *= -1
     assert agreement(Known.of_all(worth), six, 0) == {name: pytest.approx([-1.0] * 3) for name in ("each", "together")}
+
+
+@pytest.mark.parametrize("method", ["gaussians", "shapley", "loo"])
+def test_what_a_method_says_is_what_attribute_says(method: Method) -> None:
+    """Of coalitions too: the mean of its game over the draws, or the log density that its credits imply."""
+    sources, settings = opened(sources=["none", "plain"]), CreditSettings(method, draws=4)
+    x_0 = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    said, members = Said.of(sources, x_0, settings), coalitions(2)[1:]
+    torch.testing.assert_close(said.value, credit(sources, x_0, settings).value)
+    assert said.worth is not None
+    if method == "gaussians":
+        expected = posterior_worth(said.value, torch.tensor(list(sources.prior().values())), members)
+    else:
+        expected = torch.stack([game_of(sources, x_0, settings)(members)[:, draw] for draw in range(4)]).mean(0)
+    torch.testing.assert_close(said.worth, expected)

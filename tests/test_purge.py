@@ -1,9 +1,11 @@
 """`forget --sample --purge`. Oracles: shards written without the sample, a search of the disk, faults at writes."""
 
 import errno
+import io
 import json
 import shutil
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from cdm_lightning.store import Store
 from cdm_lightning.tensor_files import file_sha256
 from cdm_lightning.verification import faults
 from datamodules.manifest import read_manifest, usable
-from datamodules.publish import mend
-from datamodules.purge import check_purgeable, planned_purge, purge
+from datamodules.publish import OLD, mend, publish
+from datamodules.purge import _cut, check_purgeable, planned_purge, purge
 from tests.conftest import Fit
 from tests.faults import Fault, failing_at, operations_of
 from tests.made_shards import SIZE, content, data_of, keys_in, largest, noise, save_images, write
@@ -253,3 +255,30 @@ def test_a_command_that_is_cut_goes_on(mine: Path, root: Path, tmp_path: Path) -
         assert tree(its_root) == tree(shards) != before
         assert tree(cut / "compartments") == tree(whole / "compartments")
         assert faults(Store.open(cut)) == []
+
+
+def test_images_that_cannot_be_removed_are_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(folder: Path, write: Callable[[Path], None]) -> None:
+        publish(folder, write)
+        (folder / OLD).mkdir()
+
+    key = next(iter(read_manifest(root / "alice").samples))
+    monkeypatch.setattr("datamodules.purge.publish", stuck)
+    with pytest.raises(BadInput, match="still holds the images and cannot be removed: delete it"):
+        purge(root, {"alice": {key}})
+
+
+@pytest.mark.parametrize("members", range(2, 24))
+def test_a_tar_of_any_length_ends_as_a_tar_does(members: int, tmp_path: Path) -> None:
+    """Two blocks of zeros, then more until the length is that of whole records."""
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as file:
+        for k in range(members):
+            info = tarfile.TarInfo(f"k{k}.png")
+            info.size = 3
+            file.addfile(info, io.BytesIO(b"abc"))
+    data = _cut(path, {"k1"})
+    assert len(data) % tarfile.RECORDSIZE == 0
+    assert data[-2 * tarfile.BLOCKSIZE :] == bytes(2 * tarfile.BLOCKSIZE)
+    with tarfile.open(fileobj=io.BytesIO(data)) as file:
+        assert file.getnames() == [f"k{k}.png" for k in range(members) if k != 1]
