@@ -22,6 +22,7 @@ from cdm_lightning.seeding import generator, stable_hash
 
 ERROR_LEVELS = 17
 MEASURED_ON = 24  # images of a fold, which the draft has not seen
+ENOUGH = 0.5  # of a size: a draft of fewer images is not one of that size
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,13 @@ class Drafts:
         self, keys: Sequence[str], labelled: Tensor, x: Tensor, sigma: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return drafts of training images, shaped as x, and the numbers of images behind them [batch]; class-blind."""
-        level = self.draw_level(generator)
-        draft = self.denoise(self.rows_of(keys), level, x, sigma)
-        return draft, torch.full_like(sigma, self.sizes[level])
+        level, rows = self.draw_level(generator), self.rows_of(keys)
+        return self.denoise(rows, level, x, sigma), self.behind(rows, level).to(sigma)
+
+    def behind(self, rows: Tensor, level: int) -> Tensor:
+        """Return the number of images behind the draft of each of `rows`: the size, unless there are far fewer."""
+        size, there = self.sizes[level], self.pseudo.count_outside_fold(rows)
+        return torch.where(there < ENOUGH * size, there, size)
 
     def draw_level(self, generator: torch.Generator) -> int:
         """Draw an index into `sizes`; each size is twice as likely as the next smaller one."""
@@ -126,20 +131,22 @@ class Drafts:
         return found
 
     def error(self, seed: int) -> DraftError:
-        """Measure r(sigma, n) on the images that each draft was fitted without."""
+        """Measure r(sigma, n) on the images that each draft was fitted without, by drafts that have about n images."""
         sigma = torch.logspace(math.log10(SIGMA_MIN), math.log10(SIGMA_MAX), ERROR_LEVELS)
         places = [(group, fold) for group in self.pseudo.groups() for fold in range(FOLDS)]
         square = torch.zeros(len(self.sizes), ERROR_LEVELS, dtype=torch.float64)
-        count = 0
+        count = torch.zeros(len(self.sizes), 1, dtype=torch.float64)
         for group, fold in places:
             x_0 = self.pseudo.inside_fold(group, fold, MEASURED_ON)
             if len(x_0) == 0:
                 continue
             noise = torch.randn(x_0.shape, generator=generator(seed, "public", "error", group, fold))
-            count += len(x_0)
-            for size in range(len(self.sizes)):
-                by_level = denoising_errors(self.closed_forms[group, fold, size], x_0, noise, sigma)
-                square[size] += by_level.double() * len(x_0)
+            there = int(self.pseudo.outside_counts[group, fold])
+            for level, size in enumerate(self.sizes):
+                if there >= ENOUGH * size:
+                    by_level = denoising_errors(self.closed_forms[group, fold, level], x_0, noise, sigma)
+                    square[level] += by_level.double() * len(x_0)
+                    count[level] += len(x_0)
         return DraftError(torch.tensor(self.sizes).float(), sigma, (square / count).sqrt().float())
 
 

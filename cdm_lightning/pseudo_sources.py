@@ -76,6 +76,13 @@ class PseudoSources:
         """Return the row of each key."""
         return {key: row for row, key in enumerate(self.keys)}
 
+    @cached_property
+    def outside_counts(self) -> Tensor:
+        """Return how many images of each group are not in each fold [group, fold]."""
+        groups = len(self.groups())
+        inside = torch.bincount(self.group * FOLDS + self.fold, minlength=groups * FOLDS).reshape(groups, FOLDS)
+        return inside.sum(1, keepdim=True) - inside
+
     def groups(self) -> range:
         """Return the indices of the pseudo-sources."""
         return range(int(self.group.max()) + 1)
@@ -97,8 +104,7 @@ class PseudoSources:
 
     def count_outside_fold(self, rows: Tensor) -> Tensor:
         """Return, for each of `rows`, how many images of its group are not in its fold."""
-        group, fold = self.group[rows], self.fold[rows]
-        return ((self.group[None] == group[:, None]) & (self.fold[None] != fold[:, None])).sum(1)
+        return self.outside_counts[self.group[rows], self.fold[rows]]
 
     def inside_fold(self, group: int, fold: int, count: int) -> Tensor:
         """Return `count` images of a group that are in `fold`, its folders in turns; all, if they are fewer.
@@ -115,7 +121,7 @@ class PseudoSources:
 
     def sizes(self) -> list[int]:
         """Return the numbers of images behind the drafts: those of SIZES that some group can give, and the largest."""
-        largest = max(int(((self.group == g) & (self.fold != f)).sum()) for g in self.groups() for f in range(FOLDS))
+        largest = int(self.outside_counts.max())
         return [size for size in SIZES if size < largest] + [largest]
 
     def _hashed(self, rows: Tensor, purpose: str) -> Tensor:

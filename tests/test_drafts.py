@@ -389,3 +389,29 @@ def test_sizes_are_all_different() -> None:
     group, fold = torch.tensor([0] * 100 + [1] * 30), torch.tensor([0] * 100 + [1] * 30)
     pseudo = PseudoSources(torch.zeros(130, 1, 2, 2), tuple(f"k{k}" for k in range(130)), group, fold)
     assert pseudo.sizes() == [20, 100]
+
+
+def test_a_small_class_says_how_few_images_are_behind_its_drafts() -> None:
+    """Oracle: loops over the groups that can give about so many images; by hand behind the drafts."""
+    keys = tuple(f"image{k:03d}" for k in range(400))
+    labels = tuple("flat" if k % 10 == 0 else "round" for k in range(400))
+    pseudo = PseudoSources.cut(blobs(labels), keys, labels, seed=0)
+    drafts = fit_drafts(pseudo, (20, 100, 250))
+    small = int(pseudo.group[0])
+    counts = {fold: int(((pseudo.group == small) & (pseudo.fold != fold)).sum()) for fold in range(FOLDS)}
+    assert 20 < min(counts.values()) <= max(counts.values()) < 50
+    for level, size in enumerate(drafts.sizes):
+        n = drafts.behind(torch.arange(400), level)
+        for row in range(400):
+            few = pseudo.group[row] == small and level > 0
+            assert n[row] == (counts[int(pseudo.fold[row])] if few else size)
+    error = drafts.error(0)
+    for level in (1, 2):
+        square, images = torch.zeros(len(error.sigma), dtype=torch.float64), 0
+        for fold in range(FOLDS):
+            x_0 = pseudo.inside_fold(1 - small, fold, 24)
+            noise = torch.randn(x_0.shape, generator=generator(0, "public", "error", 1 - small, fold))
+            form = drafts.closed_forms[1 - small, fold, level]
+            square += denoising_errors(form, x_0, noise, error.sigma).double() * len(x_0)
+            images += len(x_0)
+        torch.testing.assert_close(error.error[level], (square / images).sqrt().float())
