@@ -11,9 +11,9 @@ from functools import cache
 from itertools import combinations_with_replacement, permutations
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
+from benchmarks.datamodeling import centred_ranks
 from cdm_lightning.shapley import coalitions
 
 LARGEST, MOST_PLAYERS = 30, 5
@@ -43,14 +43,15 @@ def best_sums(worth: Tensor) -> Tensor:
     """
     players = (len(worth) + 1).bit_length() - 1
     everybody, credit = coalitions(players), orders(players)
-    truth = unit(torch.from_numpy(rankdata(worth.double().numpy(), axis=0)).T)
-    found, score = torch.zeros(players, len(truth)), torch.full((len(truth),), -math.inf).double()
+    truth, images = centred_ranks(worth), worth.shape[1]
+    found, score = torch.zeros(players, images), torch.full((images,), -math.inf).double()
     for negative in everybody:
         signed = torch.where(negative, -credit, credit)
-        rank = unit(torch.from_numpy(rankdata((signed @ everybody[1:].float().T).numpy(), axis=1)))
+        rank = centred_ranks(everybody[1:].float() @ signed.T)
+        rank = rank / rank.norm(dim=0).clamp_min(1e-12)  # of the truth the length means nothing
         for order in permutations(range(players)):
             named = numbers(everybody[1:, list(order)]) - 1
-            here, first = (rank @ truth[:, named].T).max(0)
+            here, first = (rank.T @ truth[named]).max(0)
             better = here > score
             score = torch.where(better, here, score)
             found[:, better] = signed[first[better]][:, list(order)].T
@@ -60,10 +61,3 @@ def best_sums(worth: Tensor) -> Tensor:
 def numbers(members: Tensor) -> Tensor:
     """Return the place of coalitions [coalition, source] among all of them [coalition]; see `coalitions`."""
     return (members.long() * 2 ** torch.arange(members.shape[1])).sum(1)
-
-
-def unit(rank: Tensor) -> Tensor:
-    """Return ranks [n, coalition] without their mean and of length one; zero where they are all the same."""
-    rank = rank - rank.mean(1, keepdim=True)
-    length = rank.square().sum(1, keepdim=True).sqrt()
-    return torch.where(length > 0, rank / length.clamp_min(1e-12), 0.0)

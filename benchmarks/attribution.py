@@ -30,6 +30,7 @@ from benchmarks.additive_orders import best_sums, numbers
 from benchmarks.coalition_truth import DRAWS, LEVELS, LOWEST, Truth
 from benchmarks.datamodeling import (
     additive_fit,
+    lds,
     mean_with_interval,
     posterior_worth,
     rank_correlation,
@@ -121,7 +122,7 @@ def scores(known: Known, said: Said, seed: int) -> dict[str, list[float]]:
     """Return the scores of what a method says."""
     sums = known.members.double() @ said.value.double()
     found = {
-        "lds": mean_with_interval(rank_correlation(known.worth, sums), seed),
+        "lds": mean_with_interval(lds(known.worth, known.members, said.value), seed),
         "total lds": total_with_interval(known.worth, sums, seed),
     }
     if known.own is not None:

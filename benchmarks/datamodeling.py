@@ -10,10 +10,15 @@ RESAMPLED = 2000
 SMALLEST = 1e-300
 
 
+def centred_ranks(values: Tensor) -> Tensor:
+    """Return the ranks of each column [n, image] without their mean."""
+    rank = torch.from_numpy(rankdata(values.double().numpy(), axis=0))
+    return rank - rank.mean(0)
+
+
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's correlation [image] of `a` and `b` [n, image]; 0 where one of them is constant."""
-    one, other = (torch.from_numpy(rankdata(values.double().numpy(), axis=0)) for values in (a, b))
-    one, other = one - one.mean(0), other - other.mean(0)
+    one, other = centred_ranks(a), centred_ranks(b)
     size = (one.square().sum(0) * other.square().sum(0)).sqrt()
     return torch.where(size > 0, (one * other).sum(0) / size.clamp_min(1e-12), 0.0)
 

@@ -192,7 +192,7 @@ def loss_of(
     if blind < len(rows):
         level, noised, own = guide.drafts.draw_level(draw), x[blind:], sigma[blind:]
         draft = guide.drafts.denoise(rows[blind:], level, noised, own)
-        error = guide.error.at(own, torch.full_like(own, guide.drafts.sizes[level]))
+        error = guide.error.at(own, guide.drafts.behind(rows[blind:], level).to(own))
         known = guide.drafts.asked(KNOWLEDGE[way.known], rows[blind:], level, noised, own) if way.known else None
         finished = guide.finished(network, noised, own, draft, error, known)
         by_image.append(denoising_loss(finished, x_0[blind:], error))

@@ -68,15 +68,22 @@ def paint_ticks(axis: Axis, sources: Sequence[str]) -> None:
         tick.tick1line.set(marker="s", markersize=7, color=colour)
 
 
-def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float) -> Figure:
-    """Draw the mean weight of every source [source, level] on the way from noise to image, stacked."""
-    figure = Figure(figsize=(6.4, 4.0), dpi=120)
-    axis = figure.subplots()
+def paint_weights(
+    axis: Axes, sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float, line: float
+) -> None:
+    """Stack the weights [source, level] in the colours of their sources; a red line, so wide, is at the switch."""
     axis.stackplot(
         sigmas, weights.cpu().numpy(), labels=sources, colors=colours(sources), edgecolor="white", linewidth=0.3
     )
     if math.isfinite(sigma_switch):
-        axis.axvline(sigma_switch, color="red", linewidth=1.5, label="switch")
+        axis.axvline(sigma_switch, color="red", linewidth=line, label="switch")
+
+
+def shares(sigmas: Sequence[float], weights: Tensor, sources: Sequence[str], sigma_switch: float) -> Figure:
+    """Draw the mean weight of every source [source, level] on the way from noise to image, stacked."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=120)
+    axis = figure.subplots()
+    paint_weights(axis, sigmas, weights, sources, sigma_switch, line=1.5)
     axis.set_xscale("log")
     axis.invert_xaxis()
     axis.set_xlabel("sigma, falling as the sampler goes")
@@ -97,13 +104,11 @@ def courses(
     axes = figure.subplots(2 * lines, columns, squeeze=False)
     for axis in axes.flat[:]:
         axis.set_axis_off()
-    for k, (image, weight) in enumerate(zip(to_uint8(images), weights.cpu().numpy(), strict=True)):
+    for k, (image, weight) in enumerate(zip(to_uint8(images), weights, strict=True)):
         above, below = (axes[2 * (k // columns) + place, k % columns] for place in (0, 1))
         paint(above, image)
         below.set_axis_on()
-        below.stackplot(sigmas, weight, colors=colours(sources), edgecolor="white", linewidth=0.3)
-        if math.isfinite(sigma_switch):
-            below.axvline(sigma_switch, color="red", linewidth=1.2)
+        paint_weights(below, sigmas, weight, sources, sigma_switch, line=1.2)
         below.set(xscale="log", xlim=(max(sigmas), min(sigmas)), ylim=(0, 1), yticks=[])
         below.tick_params(labelsize=6)
     return figure

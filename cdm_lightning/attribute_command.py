@@ -135,11 +135,10 @@ def _informative(compartments: Compartments, heldout: dict[str, Tensor], device:
     images = {source: some.to(device) for source, some in heldout.items()}
     found = heldout_credits(compartments.composed("posterior"), floor, images) if images else None
     without = [source for source in compartments if heldout and not len(heldout.get(source, ()))]
-    if found is None:
-        return {"informative": None, "heldout": None, "without_heldout": without}
+    credits = None if found is None else found.credits
     return {
-        "informative": found.credits.informative,
-        "heldout": found.credits.scalars(),
+        "informative": None if credits is None else credits.informative,
+        "heldout": None if credits is None else credits.scalars(),
         "without_heldout": without,
     }
 

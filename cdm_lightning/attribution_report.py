@@ -100,14 +100,18 @@ def _settings(report: dict[str, Any]) -> str:
 def _trust(report: dict[str, Any]) -> str:
     if len(report["sources"]) == 1:
         return "there is one source, which is credited with everything"
-    if report["informative"] is None and report["without_heldout"]:
-        without = ", ".join(report["without_heldout"])
-        return (
-            f"informative: not known, as there are no held-out images of {without}; leave such sources out of "
-            "--sources, or hold out more of their images"
-        )
     if report["informative"] is None:
-        return "informative: not known, for want of held-out images of every source (--root DIR)"
+        return _unknown(report["without_heldout"])
     nats, most = report["heldout"]["cross_entropy"], report["heldout"]["knowing_nothing"]
     verdict = "informative" if report["informative"] else "not informative: do not rely on these credits"
     return f"held-out images: {nats:.3f} nats, knowing nothing is {most:.3f}; {verdict}"
+
+
+def _unknown(without: list[str]) -> str:
+    """Return why it is not known whether credits can be believed: sources without held-out images, or no shards."""
+    if not without:
+        return "informative: not known, for want of held-out images of every source (--root DIR)"
+    return (
+        f"informative: not known, as there are no held-out images of {', '.join(without)}; leave such sources out of "
+        "--sources, or hold out more of their images"
+    )

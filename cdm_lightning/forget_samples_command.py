@@ -18,7 +18,7 @@ from cdm_lightning.claim import claimed
 from cdm_lightning.errors import BadInput, did_you_mean
 from cdm_lightning.fit_record import fit_record
 from cdm_lightning.forgetting import PENDING, forget_source, pending_of, trace
-from cdm_lightning.private_runs import learned_data, mark_private
+from cdm_lightning.private_runs import learned_data, learned_others, mark_private
 from cdm_lightning.store import CONFIG, EXCLUSIONS, Store
 from cdm_lightning.tensor_files import remove_unfinished, write_atomic
 from datamodules.exclusions import add_forgotten, forgotten_keys, read_keys
@@ -204,9 +204,8 @@ def _check_refit(store: Store, root: str, source: str) -> None:
     if not store.folder(source).is_dir():
         return
     recipe = recipe_of(_recorded(store, source), store.path, source, root)
-    data = recipe.data()
-    data.class_counts(source)
-    if store.has_compartment(source) and learned_data(store, source) not in (None, data.data_sha256(source)):
+    now = recipe.data().data_sha256(source)
+    if store.has_compartment(source) and learned_others(store, source, now):
         log.warning("source '%s' was fitted on other images than %s has; it is fitted again on those", source, root)
     is_private = store.has_compartment(source) and store.read_card(source).epsilon is not None
     if is_private and not recipe.privacy.covers(source):

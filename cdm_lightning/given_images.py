@@ -104,10 +104,8 @@ def check_not_given(option: str, place: str | None, given: Sequence[str]) -> Non
     if place is None:
         return
     for path in map(Path, given):
-        files = {
-            file.resolve() for file in ([*_below(path), path / SHEET, path / CREDITS] if path.is_dir() else [path])
-        }
-        if Path(place).resolve() in files:
+        files = [*_below(path), path / SHEET, path / CREDITS] if path.is_dir() else [path]
+        if Path(place).resolve() in [file.resolve() for file in files]:
             raise BadInput(f"{option} {place} is one of the files that are given, and would be lost: name another")
 
 

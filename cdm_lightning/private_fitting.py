@@ -21,7 +21,7 @@ from cdm_lightning.packing import check_finite, pack_compartment, unpack_backbon
 from cdm_lightning.phase import Phase
 from cdm_lightning.privacy import Privacy, Shares
 from cdm_lightning.private_gaussians import Frame, fit_private
-from cdm_lightning.private_runs import announce_record, keep_record, learned_data, mark_private
+from cdm_lightning.private_runs import announce_record, keep_record, learned_others, mark_private
 from cdm_lightning.private_training import (
     RELEASED,
     check_memory,
@@ -141,7 +141,7 @@ def _changed(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceDat
     if card.epsilon is None:
         return True
     same = private_card(module, store, source, recipe, PrivateFit.of(card))
-    return same.inputs() != card.inputs() or learned_data(store, source) not in (None, data.data_sha256(source))
+    return same.inputs() != card.inputs() or learned_others(store, source, data.data_sha256(source))
 
 
 def _release(recipe: Recipe, module: CompartmentalizedDiffusion, data: SourceData, store: Store, phase: Phase) -> Card:

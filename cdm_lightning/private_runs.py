@@ -44,6 +44,11 @@ def keep_record(store: Store, source: str, data_sha256: str) -> None:
     (own / ANNOUNCED).unlink(missing_ok=True)
 
 
+def learned_others(store: Store, source: str, data_sha256: str) -> bool:
+    """Return whether a compartment is known to have learned other images than those of this hash."""
+    return learned_data(store, source) not in (None, data_sha256)
+
+
 def learned_data(store: Store, source: str) -> str | None:
     """Return the data_sha256 of the images behind a compartment; of a private one only its owner's record knows it.
 

@@ -16,7 +16,7 @@ from cdm_lightning.measurement import COMPOSED, measure, report
 from cdm_lightning.metrics import score_name
 from cdm_lightning.packing import open_compartments
 from cdm_lightning.parser import Parser, new_parser
-from cdm_lightning.private_runs import learned_data
+from cdm_lightning.private_runs import learned_others
 from cdm_lightning.reference import HELDOUT_IMAGES
 from cdm_lightning.seeding import SEEDS
 from cdm_lightning.source_choice import add_source_options, chosen_sources
@@ -160,7 +160,7 @@ def heldout_images(store: Store, sources: list[str], root: Path, exclude: str | 
 def tell_other_images(store: Store, data: ShardDataModule, sources: Sequence[str], root: Path) -> None:
     """Log which sources were not fitted on what the shards hold now: so held-out images may be no new ones."""
     for source in sources:
-        if learned_data(store, source) not in (None, data.data_sha256(source)):
+        if learned_others(store, source, data.data_sha256(source)):
             log.warning(
                 "source '%s' was fitted on other images than %s has: those held out there it may have been trained on",
                 source,
